@@ -1,0 +1,55 @@
+"""What every result says of the machine it was measured on, and where results are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.plan import LIBRARIES
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """CPU, cores this process may use, memory, versions, and how busy the machine is now.
+
+    A load above the number of cores means that others wanted them too; `load_1min` read after a benchmark includes the
+    benchmark itself, so take it before.
+    """
+    return {
+        "cpu": _proc_field(Path("/proc/cpuinfo"), "model name") or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_1min": round(os.getloadavg()[0], 2),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+    }
+
+
+def peak_bytes(pid: int) -> int:
+    """Most resident memory a process has had so far (`VmHWM`), shared pages included; 0 if it is gone."""
+    try:
+        return int(_proc_field(Path(f"/proc/{pid}/status"), "VmHWM").removesuffix("kB")) * 1024
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        return 0
+
+
+def write_result(name: str, values: dict[str, Any]) -> Path:
+    """Keep a result as `results/NAME.json`, in place of the last one."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _proc_field(path: Path, name: str) -> str:
+    """Value of the first line `NAME : VALUE` of a file under /proc; empty if there is none."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""

@@ -1,0 +1,160 @@
+"""Parquet and Arrow files: their schema, and exact ranges of their rows.
+
+A range costs memory for itself and one batch, whatever the size of the file: Parquet is read page by page, Arrow is
+mapped. Only the needed columns and row groups are touched. Types are as stored; `columns` makes them plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+from pipeline.input_files import InputFile
+
+_BATCH_ROWS = 1024  # as fast as larger ones, and a batch of documents must fit
+
+
+class Layout(NamedTuple):
+    """What `InputFile` needs to know of a file, and its schema."""
+
+    format: str
+    schema: pa.Schema
+    num_rows: int
+    seek_index: bytes = b""
+
+
+@contextmanager
+def readable(name: str, format_: str) -> Iterator[None]:
+    """Turn what pyarrow raises on a damaged or foreign file into an InputError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{name} cannot be read as {format_}: {error}. Check that it was written completely."
+        ) from error
+
+
+def inspect(path: str, format_: str) -> Layout:
+    """Layout of a file of format `parquet` or `arrow`; the latter becomes `arrow_stream` if it is one."""
+    if format_ == "parquet":
+        with _open_parquet(path) as parquet:
+            return Layout("parquet", _parquet_schema(parquet), parquet.metadata.num_rows)
+    if _is_stream(path):
+        return _inspect_stream(path)
+    with pa.memory_map(path) as source:
+        schema = pa.ipc.open_file(source).schema
+        reader = pa.ipc.open_file(source, options=_options(schema, schema.names[:1]))
+        ends = np.cumsum([reader.get_batch(i).num_rows for i in range(reader.num_record_batches)], dtype=np.int64)
+        return Layout("arrow", schema, int(ends[-1]) if len(ends) else 0, ends.tobytes())
+
+
+def read_table(file: InputFile, columns: Sequence[str], lo: int, hi: int) -> pa.Table:
+    """Rows [lo, hi) of one file, 0 <= lo < hi <= num_rows; field metadata as `inspect` gave it."""
+    match file.format:
+        case "parquet":
+            return _read_parquet(file, columns, lo, hi)
+        case "arrow":
+            return _read_arrow(file, columns, lo, hi)
+        case _:
+            return _read_stream(file, columns, lo, hi)
+
+
+def _read_parquet(file: InputFile, columns: Sequence[str], lo: int, hi: int) -> pa.Table:
+    with _open_parquet(file.path) as parquet:
+        meta = parquet.metadata
+        ends = np.cumsum([meta.row_group(group).num_rows for group in range(meta.num_row_groups)])
+        first, last = np.searchsorted(ends, lo, "right"), np.searchsorted(ends, hi, "left")
+        start = int(ends[first - 1]) if first else 0
+        batches = parquet.iter_batches(
+            batch_size=_BATCH_ROWS, row_groups=list(range(first, last + 1)), columns=list(columns), use_threads=False
+        )
+        schema = _select(_parquet_schema(parquet), columns)
+        return _cut(batches, schema, lo - start, hi - start)
+
+
+def _read_arrow(file: InputFile, columns: Sequence[str], lo: int, hi: int) -> pa.Table:
+    ends = np.frombuffer(file.seek_index, np.int64)
+    first = int(np.searchsorted(ends, lo, "right"))
+    start = int(ends[first - 1]) if first else 0
+    with pa.memory_map(file.path) as source:
+        schema = pa.ipc.open_file(source).schema
+        reader = pa.ipc.open_file(source, options=_options(schema, columns))
+        batches = (reader.get_batch(i) for i in range(first, len(ends)))
+        return _cut(batches, _select(schema, columns), lo - start, hi - start)
+
+
+def _read_stream(file: InputFile, columns: Sequence[str], lo: int, hi: int) -> pa.Table:
+    """A stream has no index; walking it touches only the headers of its batches."""
+    schema = _stream_schema(file.path)
+    with pa.memory_map(file.path) as source, pa.ipc.open_stream(source, options=_options(schema, columns)) as reader:
+        return _cut(reader, _select(schema, columns), lo, hi)
+
+
+def _cut(batches: Iterable[pa.RecordBatch], schema: pa.Schema, lo: int, hi: int) -> pa.Table:
+    """Rows [lo, hi) counted from the first batch. Stops reading at hi."""
+    pieces, position = [], 0
+    for batch in batches:
+        start, stop = max(lo - position, 0), min(hi - position, batch.num_rows)
+        if start < stop:
+            piece = batch.select(schema.names).slice(start, stop - start)
+            piece.validate()
+            pieces.append(pa.record_batch(piece.columns, schema=schema))
+        position += batch.num_rows
+        if position >= hi:
+            break
+    return pa.Table.from_batches(pieces, schema)
+
+
+def _open_parquet(path: str) -> Any:
+    # pre_buffer=True, the default, would hold whole column chunks of a row group.
+    return pq.ParquetFile(path, arrow_extensions_enabled=False, pre_buffer=False, buffer_size=1 << 18)
+
+
+def _parquet_schema(parquet: Any) -> pa.Schema:
+    """Arrow schema with the name arrow.uuid on columns that only Parquet's own types mark as UUID (DuckDB, Spark)."""
+    leaves = [parquet.schema.column(i) for i in range(len(parquet.schema.names))]
+    uuids = {leaf.path for leaf in leaves if leaf.logical_type.type == "UUID"}
+    mark = {b"ARROW:extension:name": b"arrow.uuid"}
+    schema = parquet.schema_arrow
+    return pa.schema(
+        [
+            field.with_metadata(mark) if field.name in uuids and field.type == pa.binary(16) else field
+            for field in schema
+        ]
+    )
+
+
+def _is_stream(path: str) -> bool:
+    with open(path, "rb") as stream:
+        magic = stream.read(6)
+    if magic.startswith(b"FEA1"):
+        raise InputError(f"{path} is a Feather V1 file, which is not read. Write it again with a current pyarrow.")
+    return magic != b"ARROW1"
+
+
+def _inspect_stream(path: str) -> Layout:
+    schema = _stream_schema(path)
+    options = _options(schema, schema.names[:1])
+    with pa.memory_map(path) as source, pa.ipc.open_stream(source, options=options) as reader:
+        return Layout("arrow_stream", schema, sum(batch.num_rows for batch in reader))
+
+
+def _stream_schema(path: str) -> pa.Schema:
+    with pa.memory_map(path) as source, pa.ipc.open_stream(source) as reader:
+        return reader.schema
+
+
+def _options(schema: pa.Schema, columns: Sequence[str]) -> Any:
+    """Only these columns, in the order of the file; others are neither decompressed nor decoded."""
+    fields = [index for name in columns for index in schema.get_all_field_indices(name)]
+    return pa.ipc.IpcReadOptions(included_fields=sorted(fields), use_threads=False)
+
+
+def _select(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in columns])

@@ -1,0 +1,130 @@
+"""The job file as values: what `load_job` (in `jobfile`) builds and everything else reads.
+
+Keys, defaults and rules are these models and nothing else; the JSON Schema is exported from them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.strategies import Frozen, ListOf, NextToken, Strategy, Text, broken_rule
+
+
+class ModelConfig(Frozen):
+    """Which checkpoint to run, and in which number format."""
+
+    name: str = Field(min_length=1, description="Hub id, local folder, or `demo` (the tiny model in the package).")
+    revision: str | None = Field(default=None, description="Branch, tag or commit on the hub; the commit is recorded.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="float32 is exact for any batch; bfloat16 is faster, and may differ across batches.",
+    )
+
+
+class InputConfig(Frozen):
+    """Where the prompts are and how to read them."""
+
+    path: Text | Annotated[ListOf[Text], Field(min_length=1)] = Field(
+        description="File, glob, folder or list of them; or hf://user/set."
+    )
+    id_column: str | None = Field(default=None, description="Column with a unique key; default: file and position.")
+    prompt_column: str | None = Field(default=None, description="Text column (default: `prompt`).")
+    prompt_template: str | None = Field(
+        default=None, min_length=1, description="Prompt made of columns, as `Q: {question}`; only literal {column}."
+    )
+    token_ids_column: str | None = Field(default=None, description="Column of token-id lists to use as prompts.")
+    keep_columns: ListOf[str] = Field(default=(), description="Columns passed through to the output.")
+    on_long_prompt: Literal["error", "truncate_left", "truncate_right"] = Field(
+        default="error", description="What to do with a prompt longer than the context."
+    )
+    on_empty_prompt: Literal["bos", "error"] = Field(
+        default="bos", description="What to do with a prompt without tokens."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_prompt_column(cls, values: Any) -> Any:
+        sources = ("prompt_column", "prompt_template", "token_ids_column")
+        if isinstance(values, dict) and not any(values.get(key) is not None for key in sources):
+            return {**values, "prompt_column": "prompt"}
+        return values
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        sources = {
+            "prompt_column": self.prompt_column,
+            "prompt_template": self.prompt_template,
+            "token_ids_column": self.token_ids_column,
+        }
+        named = [key for key, value in sources.items() if value is not None]
+        if len(named) != 1:
+            chosen = " and ".join(f"`{key}`" for key in named)
+            raise broken_rule(f"set one of {', '.join(f'`{key}`' for key in sources)}, not {chosen}", named[-1])
+        return self
+
+
+class OutputConfig(Frozen):
+    """Where the completions go and what is recorded of each step."""
+
+    path: str = Field(min_length=1, description="Output folder; one job, one folder.")
+    top_k: int = Field(default=10, ge=0, le=1000, description="Alternatives recorded per step; 0 = none.")
+    prompt_logprobs: bool = Field(default=False, description="Record the log-probability of each prompt token.")
+
+
+class RunConfig(Frozen):
+    """How the work is spread. Nothing here but `shard_rows` can change a byte of the output."""
+
+    replicas: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto", description="Copies of the model; auto: one per GPU, else one per CPU core."
+    )
+    gpus_per_replica: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        default="auto", description="GPUs per replica, fractions allowed; auto: 1 where there are GPUs, else 0."
+    )
+    shard_rows: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto", description="Input rows per shard, which is one unit of work, retry and output file."
+    )
+    max_error_rate: float = Field(
+        default=0.05, ge=0, le=1, description="Share of error rows above which the finished job exits with 3."
+    )
+
+    @field_validator("gpus_per_replica")
+    @classmethod
+    def _whole_gpus(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and value > 1 and not value.is_integer():
+            raise broken_rule(f"`run.gpus_per_replica` above 1 must be a whole number, but is {value}")
+        return value
+
+
+class Job(Frozen):
+    """A whole job file."""
+
+    model: ModelConfig
+    input: InputConfig
+    output: OutputConfig
+    strategies: ListOf[Strategy] = Field(min_length=1, description="Ways to decode; each prompt goes through all.")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of all sampling; each row derives its own.")
+    run: RunConfig = RunConfig()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("strategies")
+    @classmethod
+    def _unique_names(cls, strategies: tuple[Strategy, ...]) -> tuple[Strategy, ...]:
+        names = [strategy.name for strategy in strategies]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                message = f"strategy names must be unique, but strategies[{names.index(name)}] is `{name}` too"
+                raise broken_rule(message, index, "name")
+        return strategies
+
+    @model_validator(mode="after")
+    def _candidates_recorded(self) -> Self:
+        if self.output.top_k == 0 and any(isinstance(strategy, NextToken) for strategy in self.strategies):
+            message = "`output.top_k` must be at least 1 for a strategy of `type: next_token`, but is 0"
+            raise broken_rule(message, "output", "top_k")
+        return self

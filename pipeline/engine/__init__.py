@@ -1,0 +1,6 @@
+"""The decode engine: the only part that imports torch. Importable without Ray, pyarrow datasets or the pipeline."""
+
+from pipeline.engine.decode import Engine
+from pipeline.engine.model import GPT2, load_model
+
+__all__ = ["GPT2", "Engine", "load_model"]

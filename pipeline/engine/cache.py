@@ -1,0 +1,81 @@
+"""The slot KV cache: one slot per running hypothesis, left-aligned, so that a token's index is its position.
+
+Slots 0..n-1 are always the active ones. Rows of different length share the tensors; what lies past a row's length is
+stale and masked. `rearrange` is the one operation on slots: it drops finished rows, fills holes, spreads a prefilled
+prompt over its samples and follows beams to their parents.
+
+Shape letters: L layers, C slots, H heads, T positions, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class SlotCache:
+    """Keys, values and token ids of every slot.
+
+    Attributes:
+        keys, values: (L, C, H, T, D). Zero at first: a masked position must not hold NaN.
+        token_ids: (C, T) int64, the tokens whose keys and values are stored.
+        lengths: (C,) int64, tokens per slot.
+    """
+
+    def __init__(
+        self, *, layers: int, slots: int, heads: int, positions: int, head_size: int, dtype: torch.dtype, device: str
+    ) -> None:
+        shape = (layers, slots, heads, positions, head_size)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.token_ids = torch.zeros((slots, positions), dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(slots, dtype=torch.int64, device=device)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots there are."""
+        return self.token_ids.shape[0]
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens a slot can hold."""
+        return self.token_ids.shape[1]
+
+    def rearrange(self, sources: list[int]) -> None:
+        """Make slot i hold what slot `sources[i]` held; a source may serve several slots.
+
+        Only positions below the longest moved row are copied.
+        """
+        moved = [(slot, source) for slot, source in enumerate(sources) if slot != source]
+        if not moved:
+            return
+        to, from_ = (torch.tensor(column, device=self.lengths.device) for column in zip(*moved, strict=True))
+        end = int(self.lengths[from_].max())
+        for layer in range(self.keys.shape[0]):  # advanced indexing copies first, so overlapping moves are safe
+            self.keys[layer, to, :, :end] = self.keys[layer, from_, :, :end]
+            self.values[layer, to, :, :end] = self.values[layer, from_, :, :end]
+        self.token_ids[to, :end] = self.token_ids[from_, :end]
+        self.lengths[to] = self.lengths[from_]
+
+    def clear(self, slots: list[int]) -> None:
+        """Zero the keys and values of slots that hold NaN: the mask hides what is stale, but NaN shows through."""
+        self.keys[:, slots] = 0
+        self.values[:, slots] = 0
+
+
+def place(sources: list[int]) -> list[int]:
+    """Slots 0..n-1 for n rows that now lie in `sources`, moving as few as possible.
+
+    Returns:
+        For each row its new slot. The first row of a source below n stays where it is; the others fill the holes.
+
+    >>> place([0, 3, 2, 2])
+    [0, 1, 2, 3]
+    """
+    slots = [-1] * len(sources)
+    taken: set[int] = set()
+    for row, source in enumerate(sources):
+        if source < len(sources) and source not in taken:
+            slots[row] = source
+            taken.add(source)
+    holes = iter(slot for slot in range(len(sources)) if slot not in taken)
+    return [next(holes) if slot < 0 else slot for slot in slots]

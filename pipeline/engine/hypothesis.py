@@ -1,0 +1,128 @@
+"""Hypotheses: rows of the batch, the trace of the steps behind each, and when they end.
+
+A hypothesis is never changed: a step makes a child that points to the trace of its parent. Samples have one child,
+beams may have several or none, and both are read back the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.engine.measure import Measures
+from pipeline.records import Completion
+from pipeline.stops import find_stop
+from pipeline.strategies import Strategy
+
+
+class Step(NamedTuple):
+    """One generated token and where its step was measured: row `row` of `measures`."""
+
+    previous: Step | None
+    measures: Measures
+    row: int
+    token: int
+    logprob: float
+    sampling_logprob: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A running row.
+
+    Attributes:
+        slot: where its keys and values lie, or those of the parent it was just made from.
+        step: the newest token; None right after the prompt.
+        num_generated: tokens so far.
+        tail: last bytes of the text, enough to find a stop string that the next token completes.
+    """
+
+    slot: int
+    step: Step | None = None
+    num_generated: int = 0
+    tail: bytes = b""
+
+    def moved(self, slot: int) -> Hypothesis:
+        """The same hypothesis in another slot."""
+        return self if slot == self.slot else replace(self, slot=slot)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """When the completions of one request end. One instance per request.
+
+    Attributes:
+        eos_token_ids: empty under `ignore_eos`.
+        limit: most tokens to generate, at least 1.
+        limit_reason: `length`, or `context` if the model's positions end before the strategy's limit.
+        token_bytes: of every token id; b"" for special ones.
+        longest_stop: bytes of the longest stop string; 0 without any.
+    """
+
+    strategy: Strategy
+    eos_token_ids: frozenset[int]
+    limit: int
+    limit_reason: str
+    token_bytes: list[bytes]
+    longest_stop: int
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """All tokens that end a row, EOS included."""
+        return tuple(sorted({*self.eos_token_ids, *self.strategy.stop_token_ids}))
+
+    def child(self, parent: Hypothesis, step: Step) -> Hypothesis:
+        """The hypothesis after one more step."""
+        tail = (parent.tail + self.token_bytes[step.token])[-self.longest_stop :] if self.longest_stop else b""
+        return Hypothesis(parent.slot, step, parent.num_generated + 1, tail)
+
+    def reason(self, parent: Hypothesis, token: int) -> tuple[str, str | int | None] | None:
+        """Finish reason and match if `token` ends the row after `parent`, else None."""
+        num_generated = parent.num_generated + 1
+        if num_generated >= (self.strategy.min_new_tokens or 0):
+            if token in self.eos_token_ids:
+                return "eos", None
+            if token in self.strategy.stop_token_ids:
+                return "stop", token
+            new = self.token_bytes[token] if self.longest_stop else b""
+            if new and (found := find_stop(parent.tail + new, len(new), self.strategy.stop_strings)):
+                return "stop", found[1]
+        return (self.limit_reason, None) if num_generated >= self.limit else None
+
+
+def completion(
+    last: Step | None,
+    num_alternatives: int,
+    reason: tuple[str, str | int | None],
+    sequence_score: float | None = None,
+) -> Completion:
+    """Read a finished trace back into arrays.
+
+    Args:
+        last: the newest step; None for a completion without tokens.
+        num_alternatives: K.
+        reason: finish reason and match.
+        sequence_score: of a beam; beams have no sampling_logprobs.
+    """
+    steps: list[Step] = []
+    while last is not None:
+        steps.append(last)
+        last = last.previous
+    steps.reverse()
+    shape = (len(steps), num_alternatives)
+    drawn = None if sequence_score is not None else np.array([step.sampling_logprob for step in steps], np.float32)
+    return Completion(
+        token_ids=np.array([step.token for step in steps], np.int32),
+        finish_reason=reason[0],
+        stop_match=reason[1],
+        token_logprobs=np.array([step.logprob for step in steps], np.float32),
+        sampling_logprobs=drawn,
+        token_ranks=np.array([step.rank for step in steps], np.int32),
+        entropies=np.array([step.measures.entropies[step.row] for step in steps], np.float32),
+        top_token_ids=np.array([step.measures.top_token_ids[step.row] for step in steps], np.int32).reshape(shape),
+        top_probs=np.array([step.measures.top_probs[step.row] for step in steps], np.float32).reshape(shape),
+        sequence_score=sequence_score,
+    )

@@ -1,0 +1,61 @@
+"""The order of tokens: by score descending, then token id ascending, everywhere and on every device.
+
+`torch.topk` leaves the order of equal scores open, and in bfloat16 one position in ten has an exact tie at the top.
+
+Shape letters: B rows, V vocabulary, K tokens kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best tokens of each row, ties by lower token id.
+
+    Args:
+        scores: (B, V).
+        k: 1..V.
+
+    Returns:
+        Their scores and ids, (B, K) each, best first.
+    """
+    if k >= scores.shape[1]:
+        return torch.sort(scores, dim=-1, descending=True, stable=True)
+    values, ids = torch.topk(scores, k + 1, dim=-1)
+    # Equal scores inside the list: order by id, then stably by score.
+    ids, by_id = torch.sort(ids, dim=-1)
+    values, by_score = torch.sort(values.gather(-1, by_id), dim=-1, descending=True, stable=True)
+    ids = ids.gather(-1, by_score)
+    cut = values[:, k - 1] == values[:, k]
+    values, ids = values[:, :k], ids[:, :k]
+    if bool(cut.any()):
+        ids = ids.clone()
+        ids[cut] = _lowest_ids(scores[cut], values[cut], ids[cut])
+    return values, ids
+
+
+def _lowest_ids(scores: Tensor, values: Tensor, ids: Tensor) -> Tensor:
+    """Ids (B, K) of rows whose last score is tied with tokens outside the list: `topk` may have kept any of them."""
+    last = values[:, -1:]
+    backwards = torch.arange(scores.shape[1], 0, -1, device=scores.device)  # more for lower ids
+    tied = torch.where(scores == last, backwards, 0).topk(values.shape[1]).indices  # lowest ids first
+    order = torch.arange(values.shape[1], device=scores.device) - (values > last).sum(-1, keepdim=True)
+    return torch.where(order < 0, ids, tied.gather(-1, order.clamp(min=0)))
+
+
+def rank(scores: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    """Rank of `tokens` in `scores[rows]`, from 1, ties by lower token id.
+
+    Args:
+        scores: (B, V).
+        rows, tokens: (N,) int64; a row may occur more than once.
+
+    Returns:
+        (N,) int64.
+    """
+    chosen = scores[rows, tokens][:, None]  # (N, 1)
+    others = scores[rows]  # (N, V)
+    lower_ids = torch.arange(scores.shape[1], device=scores.device) < tokens[:, None]
+    return 1 + (others > chosen).sum(-1) + ((others == chosen) & lower_ids).sum(-1)

@@ -1,0 +1,50 @@
+"""The errors a user can meet, each with the exit code of the command.
+
+    BatchgenError
+    ├── ConfigError    2  the job file is wrong
+    ├── InputError     2  the input cannot be read as the job says
+    ├── ModelError     2  the checkpoint cannot be used
+    ├── OutputError    2  the output folder belongs to another job
+    ├── StorageError   4  the output could not be written; safe to run again
+    └── ClusterError   4  replicas could not do the work; safe to run again
+
+A bad *prompt* is none of these: it becomes a row with status `error` (`records.RowError`).
+"""
+
+
+class BatchgenError(Exception):
+    """Base of all errors this package raises on purpose; the message is written for the user."""
+
+    exit_code = 4
+
+
+class ConfigError(BatchgenError, ValueError):
+    """A key, a value or a combination in the job file breaks a rule."""
+
+    exit_code = 2
+
+
+class InputError(BatchgenError, ValueError):
+    """The input is missing, or is not what the job file says it is."""
+
+    exit_code = 2
+
+
+class ModelError(BatchgenError, ValueError):
+    """The checkpoint is missing, incomplete, unsafe or of another architecture."""
+
+    exit_code = 2
+
+
+class OutputError(BatchgenError, FileExistsError):
+    """The output folder holds something that this job must not touch."""
+
+    exit_code = 2
+
+
+class StorageError(BatchgenError, OSError):
+    """Writing or reading back the output failed."""
+
+
+class ClusterError(BatchgenError, RuntimeError):
+    """Replicas could not be started, or died too often."""

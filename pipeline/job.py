@@ -1,0 +1,112 @@
+"""A whole run: plan, skip what is done, have the rest done, and write the manifest. It does not know who does the work.
+
+An executor takes a way to open a worker and the shards to do, and yields parts as they are published, in any order:
+`here` runs them in this process, `cluster.RayExecutor` on Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from pipeline import manifest
+from pipeline.config import Job
+from pipeline.errors import ConfigError, OutputError
+from pipeline.plan import Plan, make_plan
+from pipeline.shard import EngineMaker, Part, Shard, make_engine, open_worker
+from pipeline.storage import LocalFolder
+
+Worker = Callable[[Shard], Part]
+Executor = Callable[[Callable[[], Worker], Sequence[Shard]], Iterator[Part]]
+
+
+class Progress(Protocol):
+    """Told what happens during a run."""
+
+    def start(self, plan: Plan, done: Sequence[Part]) -> None:
+        """The run begins, with these parts already there."""
+
+    def part(self, part: Part) -> None:
+        """One more part is published."""
+
+
+class Run(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        folder: the output.
+        manifest: as stored.
+        was_finished: whether there was nothing to do.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    was_finished: bool
+
+    @property
+    def error_rate(self) -> float:
+        """Share of error rows."""
+        totals = self.manifest["totals"]
+        return float(totals["errors"] / max(1, totals["rows"]))
+
+
+def here(make_worker: Callable[[], Worker], shards: Sequence[Shard]) -> Iterator[Part]:
+    """Do the shards one after another in this process."""
+    worker = make_worker()
+    for shard in shards:
+        yield worker(shard)
+
+
+def run(job: Job, execute: Executor, progress: Progress | None = None, engine_maker: EngineMaker = make_engine) -> Run:
+    """Do a job, or what is left of it.
+
+    Args:
+        job: from `jobfile.load_job`; a relative output path counts from the working directory.
+        execute: who does the shards.
+        progress: who is told.
+        engine_maker: makes each worker's engine; picklable.
+
+    Raises:
+        BatchgenError: with what to do; all published parts are kept.
+    """
+    start = time.perf_counter()
+    plan = make_plan(job)
+    folder = LocalFolder(_output_folder(job, plan))
+    manifest.claim(folder, plan)
+    finished = manifest.finished_keys(folder)
+    todo = [shard for shard in plan.shards if shard.key not in finished]
+    stored = folder.read(manifest.MANIFEST) if folder.read(manifest.SUCCESS) is not None else None
+    if stored is not None and not todo:
+        return Run(folder.root, manifest.parse(stored), was_finished=True)
+    parts = [manifest.stored_part(folder, plan, shard) for shard in plan.shards if shard.key in finished]
+    if progress:
+        progress.start(plan, parts)
+    for part in execute(partial(open_worker, plan.setup(folder), engine_maker), todo) if todo else ():
+        parts.append(part)
+        if progress:
+            progress.part(part)
+    timings = {
+        "elapsed_s": round(time.perf_counter() - start, 3),
+        "shards_s": round(sum(part.seconds for part in parts), 3),
+    }
+    return Run(folder.root, manifest.finish(folder, plan, parts, timings), was_finished=False)
+
+
+def _output_folder(job: Job, plan: Plan) -> Path:
+    """Where the output goes, if it can go there."""
+    path = job.output.path
+    if "://" in path:
+        raise ConfigError(
+            f"output.path must be a folder on a file system, but is {path!r}. Object stores are not supported."
+        )
+    folder = Path(os.path.expanduser(path)).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"output.path {folder} is a file. Choose a folder with --output.")
+    inside = [file.path for file in plan.dataset.files if folder in Path(file.path).parents]
+    if inside:
+        raise ConfigError(f"output.path {folder} holds input file {inside[0]}. Keep input and output apart.")
+    return folder

@@ -1,0 +1,216 @@
+"""The documents beside the parts: `_plan.json`, `_manifest.json`, `_vocab.parquet`, `README.md` and `_SUCCESS`.
+
+The plan is written first and never changes; the manifest last but one, from what is stored; `_SUCCESS` last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline.errors import OutputError, StorageError
+from pipeline.metrics import Sums, add
+from pipeline.plan import Plan, library_versions
+from pipeline.shard import Part, Shard
+from pipeline.storage import LocalFolder
+
+PLAN, MANIFEST, VOCABULARY, CARD, SUCCESS = "_plan.json", "_manifest.json", "_vocab.parquet", "README.md", "_SUCCESS"
+log = logging.getLogger("batchgen")
+
+DETERMINISM = {"float32": "exact", "bfloat16": "fast"}
+
+
+def claim(folder: LocalFolder, plan: Plan) -> None:
+    """Make the folder this run's own, or find that it is already.
+
+    Raises:
+        OutputError: another job's plan, or something that is no run, lies there.
+    """
+    if folder.read(PLAN) is None:
+        strangers = [key for key in folder.list_keys() if key not in (PLAN, "_tmp", "data")] + folder.list_keys("data")
+        if strangers:
+            raise OutputError(
+                f"output folder {folder.root} holds `{strangers[0]}` and no `{PLAN}`: it is not a run of batchgen. "
+                "Choose an empty or new folder with --output."
+            )
+        folder.prepare()
+        folder.publish(PLAN, _json(_plan_document(plan)))
+    stored = parse(folder.read(PLAN) or b"{}")
+    if stored.get("fingerprint") != plan.fingerprint:
+        changes = "\n".join(f"  {line}" for line in differences(stored.get("identity"), plan.identity))
+        raise OutputError(
+            f"output folder {folder.root} belongs to another job. It differs in (there -> here):\n{changes}\n"
+            "Choose another folder with --output, or run the job that started this one."
+        )
+    if stored.get("versions") != library_versions():
+        changes = "; ".join(differences(stored.get("versions"), library_versions()))
+        log.warning("resuming with other libraries than the run began with, bytes may differ: %s", changes)
+    folder.prepare()
+
+
+def differences(there: Any, here: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ, as `key.0.key: there -> here`; keys with the same values are left out."""
+    if isinstance(there, list) and isinstance(here, list):
+        there, here = dict(enumerate(there)), dict(enumerate(here))
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        return [] if there == here else [f"{path}: {json.dumps(there)} -> {json.dumps(here)}"]
+    return [
+        line
+        for key in [*there, *(key for key in here if key not in there)]
+        for line in differences(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))
+    ]
+
+
+def finished_keys(folder: LocalFolder) -> set[str]:
+    """Keys of all published parts."""
+    return {key for key in folder.list_keys("data") if key.endswith(".parquet")}
+
+
+def stored_part(folder: LocalFolder, plan: Plan, shard: Shard) -> Part:
+    """What the stored part of a shard says of itself.
+
+    Raises:
+        StorageError: it is damaged, of another run, or has not the rows that were planned.
+    """
+    data = folder.read(shard.key) or b""
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(data))
+        facts = metadata.metadata
+        if facts[b"batchgen.fingerprint"].decode() != plan.fingerprint:
+            raise ValueError("its fingerprint is that of another run")
+        if metadata.num_rows != (shard.hi - shard.lo) * plan.rows_per_prompt:
+            raise ValueError(f"it has {metadata.num_rows} rows")
+        return Part(
+            key=shard.key,
+            rows=metadata.num_rows,
+            sha256=hashlib.sha256(data).hexdigest(),
+            sums=json.loads(facts[b"batchgen.sums"]),
+            truncated_prompts=int(facts[b"batchgen.truncated_prompts"]),
+        )
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{folder.root / shard.key} is not a part of this run, or is damaged ({error}). "
+            "Remove it and run the job again."
+        ) from error
+
+
+def finish(folder: LocalFolder, plan: Plan, parts: Sequence[Part], timings: dict[str, float]) -> dict[str, Any]:
+    """Write everything that a finished run has beside its parts; returns the manifest.
+
+    Raises:
+        StorageError: the folder does not hold exactly the planned parts.
+    """
+    planned, found = {shard.key for shard in plan.shards}, finished_keys(folder)
+    if planned != found:
+        raise StorageError(
+            f"{folder.root} lacks {len(planned - found)} of {len(planned)} parts and holds {len(found - planned)} "
+            f"others, first {min(planned ^ found)}. All replicas must write to this very folder, and nobody else; then "
+            "run the same command again."
+        )
+    manifest = build_manifest(plan, parts, timings)
+    folder.publish(VOCABULARY, _vocabulary(plan))
+    folder.publish(CARD, _card(folder, plan, manifest).encode())
+    folder.publish(MANIFEST, _json(manifest))
+    folder.publish(SUCCESS, b"")
+    return parse(folder.read(MANIFEST) or b"{}")
+
+
+def parse(document: bytes) -> dict[str, Any]:
+    """A stored document as JSON values.
+
+    Raises:
+        StorageError: it is no JSON object.
+    """
+    try:
+        values = json.loads(document)
+    except ValueError as error:
+        raise StorageError(f"a document of the output folder is damaged: {error}. Use a new output folder.") from error
+    if not isinstance(values, dict):
+        raise StorageError("a document of the output folder is damaged: not an object. Use a new output folder.")
+    return values
+
+
+def build_manifest(plan: Plan, parts: Iterable[Part], timings: dict[str, float]) -> dict[str, Any]:
+    """The manifest as JSON values."""
+    parts = sorted(parts, key=lambda part: part.key)
+    strategies: dict[str, Sums] = reduce(add, (part.sums for part in parts), {})
+    rows, ok = sum(part.rows for part in parts), sum(part.ok for part in parts)
+    return {
+        "schema_version": 1,
+        "fingerprint": plan.fingerprint,
+        "determinism": DETERMINISM[plan.job.model.dtype],
+        "totals": {
+            "input_rows": plan.dataset.num_rows,
+            "rows": rows,
+            "ok": ok,
+            "errors": rows - ok,
+            "truncated_prompts": sum(part.truncated_prompts for part in parts),
+            "generated_tokens": sum(part.generated_tokens for part in parts),
+        },
+        "strategies": strategies,
+        "timings": timings,
+        "versions": library_versions(),
+        "parts": [
+            {
+                "key": part.key,
+                "rows": part.rows,
+                "ok": part.ok,
+                "errors": part.rows - part.ok,
+                "generated_tokens": part.generated_tokens,
+                "sha256": part.sha256,
+            }
+            for part in parts
+        ],
+    }
+
+
+def _plan_document(plan: Plan) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "fingerprint": plan.fingerprint,
+        "identity": plan.identity,
+        "job": plan.job.model_dump(mode="json"),
+        "model": {"name": plan.model.name, "commit": plan.model.commit},
+        "versions": library_versions(),
+        "input_rows": plan.dataset.num_rows,
+        "output_rows": plan.num_output_rows,
+        "shards": [list(shard) for shard in plan.shards],
+    }
+
+
+def _vocabulary(plan: Plan) -> memoryview:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(plan.tokenizer.vocabulary(), buffer, compression="zstd")
+    return memoryview(buffer.getvalue()).cast("B")
+
+
+def _card(folder: LocalFolder, plan: Plan, manifest: dict[str, Any]) -> str:
+    first = pq.read_table(io.BytesIO(folder.read(plan.shards[0].key) or b""))
+    templates = Environment(
+        loader=PackageLoader("pipeline"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    return templates.get_template("card.md.j2").render(
+        job=plan.job,
+        model=plan.model,
+        files=plan.dataset.files,
+        manifest=manifest,
+        schema=first.schema,
+        samples=first.select(["row_id", "strategy", "prompt", "text"]).slice(0, 8).to_pylist(),
+    )
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

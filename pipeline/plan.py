@@ -1,0 +1,165 @@
+"""The plan: what a run will do, decided once from the job, the input and the checkpoint, before anything starts.
+
+Its fingerprint covers all that can change a byte of the output and nothing else: another number of replicas resumes the
+same run, another top_p does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from pipeline import __version__, checkpoint
+from pipeline.checkpoint import Checkpoint
+from pipeline.config import Job
+from pipeline.dataset import Dataset, scan
+from pipeline.errors import ConfigError
+from pipeline.prompts import rules
+from pipeline.records import SCHEMA_VERSION
+from pipeline.shard import Setup, Shard, part_metadata
+from pipeline.storage import LocalFolder
+from pipeline.strategies import Strategy, max_steps, num_rows
+from pipeline.tokenizer import Tokenizer
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "pyarrow", "ray", "numpy")
+PART_BYTES = 64 << 20  # parts are planned to stay below this, estimated from the longest completions
+MOST_SHARD_ROWS = 1024
+UNPACKED = 4  # times the size of an input file that its rows may take in memory
+FEWEST_SHARDS = 8  # a small input is still spread, as long as shards keep 8 rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job with everything found out about it.
+
+    Attributes:
+        strategies: the job's, with words turned into token ids.
+        shard_rows: rows per shard; the last one may be shorter.
+    """
+
+    job: Job
+    dataset: Dataset
+    model: Checkpoint
+    tokenizer: Tokenizer
+    strategies: tuple[Strategy, ...]
+    shard_rows: int
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Output rows per input row."""
+        return sum(num_rows(strategy) for strategy in self.strategies)
+
+    @property
+    def num_output_rows(self) -> int:
+        """Rows the finished output will have."""
+        return self.dataset.num_rows * self.rows_per_prompt
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        """All shards, in order."""
+        total = self.dataset.num_rows
+        starts = range(0, total, self.shard_rows)
+        digits = max(5, len(str(len(starts) - 1)))  # names sort as numbers do
+        return [
+            Shard(f"data/part-{index:0{digits}d}.parquet", lo, min(lo + self.shard_rows, total))
+            for index, lo in enumerate(starts)
+        ]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the bytes of the output, as JSON values. Folders do not: files may move."""
+        job = self.job.model_dump(
+            mode="json", exclude={"run": True, "model": True, "input": {"path"}, "output": {"path"}}
+        )
+        return {
+            **job,
+            "shard_rows": self.shard_rows,
+            "inputs": [
+                {"name": file.name, "rows": file.num_rows, "size_bytes": file.size_bytes, "sha256": file.sha256}
+                for file in self.dataset.files
+            ],
+            "model": {"dtype": self.job.model.dtype, "files": self.model.digests},
+            "batchgen": {"version": __version__, "schema_version": SCHEMA_VERSION},
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the identity."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    def setup(self, folder: LocalFolder) -> Setup:
+        """What workers need of the plan."""
+        is_local = self.model.commit.startswith("sha256:")
+        place = "demo" if self.model.name == "demo" else str(self.model.folder)
+        return Setup(
+            job=self.job,
+            dataset=self.dataset,
+            strategies=self.strategies,
+            model=(place, None) if is_local else (self.model.name, self.model.commit),
+            rules=rules(self.job, self.model.num_positions, self.model.vocab_size, self.model.bos_token_id),
+            eos_token_ids=self.model.eos_token_ids,
+            folder=folder,
+            metadata=part_metadata(self.job, self.fingerprint, self.model.commit),
+        )
+
+
+def make_plan(job: Job) -> Plan:
+    """Look at the input and the checkpoint and decide everything; starts nothing, writes nothing.
+
+    Raises:
+        ConfigError, InputError, ModelError: whatever would make the run fail later.
+    """
+    model = checkpoint.inspect(job.model.name, job.model.revision)
+    tokenizer = Tokenizer(model.folder, model.vocab_size)
+    strategies = tuple(
+        _with_token_ids(strategy, f"strategies[{index}] (`{strategy.name}`)", model, tokenizer)
+        for index, strategy in enumerate(job.strategies)
+    )
+    if job.input.on_empty_prompt == "bos" and model.bos_token_id is None:
+        raise ConfigError(
+            f"input.on_empty_prompt is `bos`, but model `{model.name}` has no bos_token_id. Set it to `error`."
+        )
+    dataset = scan(job.input)
+    shard_rows = job.run.shard_rows if job.run.shard_rows != "auto" else _auto_shard_rows(job, dataset, model)
+    return Plan(job, dataset, model, tokenizer, strategies, shard_rows)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that byte-identity depends on."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def _with_token_ids(strategy: Strategy, place: str, model: Checkpoint, tokenizer: Tokenizer) -> Strategy:
+    """The strategy with `bad_words` as ids, all ids checked against the vocabulary."""
+    banned = (*strategy.bad_words_ids, *tokenizer.bad_words_ids(strategy.bad_words))
+    for key, token_ids in (
+        ("stop_token_ids", strategy.stop_token_ids),
+        ("bad_words_ids", [token_id for phrase in banned for token_id in phrase]),
+    ):
+        too_high = [token_id for token_id in token_ids if token_id >= model.vocab_size]
+        if too_high:
+            raise ConfigError(
+                f"`{key}` must hold ids below {model.vocab_size}, the vocabulary of model `{model.name}`, "
+                f"but holds {too_high[0]} ({place})."
+            )
+    if any(phrase == (eos,) for phrase in banned for eos in model.eos_token_ids):
+        raise ConfigError(f"`bad_words_ids` must not ban the end of text ({place}). Use `ignore_eos` to run past it.")
+    return strategy.model_copy(update={"bad_words_ids": tuple(dict.fromkeys(banned)), "bad_words": ()})
+
+
+def _auto_shard_rows(job: Job, dataset: Dataset, model: Checkpoint) -> int:
+    """Rows per shard: enough to fill a batch, few enough to spread, retry and hold in memory.
+
+    Depends on the job alone, never on the machine: the plan, and with it the output, must be the same everywhere.
+    """
+    bytes_per_step = 24 + 8 * job.output.top_k
+    steps = sum(num_rows(s) * min(max_steps(s, 1), model.num_positions) for s in job.strategies)
+    input_bytes = UNPACKED * sum(file.size_bytes for file in dataset.files) // dataset.num_rows
+    repeated = input_bytes * sum(num_rows(s) for s in job.strategies)  # prompt and kept columns stand in every row
+    spread = max(8, -(-dataset.num_rows // FEWEST_SHARDS))
+    return max(1, min(MOST_SHARD_ROWS, spread, PART_BYTES // (steps * bytes_per_step + repeated)))

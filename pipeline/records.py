@@ -1,0 +1,84 @@
+"""Values that travel between the parts: a request to the engine, what comes back, and the table it becomes.
+
+Shape letters: S steps of a completion, K recorded alternatives, P prompt tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.strategies import Strategy
+
+SCHEMA_VERSION = 1
+
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row has status `error`: a stable snake_case type and a sentence for people."""
+
+    type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt under one strategy. `seeds` holds one seed per output row of the strategy."""
+
+    prompt_token_ids: tuple[int, ...]
+    strategy: Strategy
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What one (prompt, strategy, sample) became. Arrays are parallel: one entry per generated token.
+
+    Attributes:
+        token_ids: (S,) with the EOS or stop token that ended it.
+        finish_reason: `eos`, `stop`, `length` (the strategy's limit) or `context` (the model's).
+        stop_match: the stop string, or the stop token id, that ended it.
+        token_logprobs: (S,) log-probability of each token under the model's own softmax, in nats.
+        sampling_logprobs: (S,) the same under the distribution it was drawn from; None where nothing is drawn.
+        token_ranks: (S,) rank of each token in the model's own distribution, from 1, ties by token id.
+        entropies: (S,) of the model's own distribution, in nats.
+        top_token_ids, top_probs: (S, K) most probable tokens, by probability descending, then token id ascending.
+        sequence_score: the beam's score after length penalty.
+    """
+
+    token_ids: IntArray
+    finish_reason: str
+    stop_match: str | int | None
+    token_logprobs: FloatArray
+    sampling_logprobs: FloatArray | None
+    token_ranks: IntArray
+    entropies: FloatArray
+    top_token_ids: IntArray
+    top_probs: FloatArray
+    sequence_score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The engine's answer to a request.
+
+    Attributes:
+        completions: one per seed, in order (for beams: best first), or the error that befell the request.
+        prompt_logprobs: (P,) of the prompt tokens given those before them, NaN first; None unless asked for.
+    """
+
+    completions: tuple[Completion, ...] | RowError
+    prompt_logprobs: FloatArray | None = None
+
+
+def row_seed(job_seed: int, row_id: str, strategy: str, sample_index: int) -> int:
+    """Seed of one output row, in [0, 2**63): a pure function of what identifies the row, so that batch, shard and
+    replica cannot change what is drawn."""
+    key = f"{job_seed}\0{row_id}\0{strategy}\0{sample_index}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1

@@ -1,0 +1,137 @@
+"""Byte-level BPE: text to token ids, token ids to bytes, and strategies' words to token ids.
+
+Ids are the truth and text is derived: a completion may end inside a character. `<|endoftext|>` in a prompt is text; to
+feed special tokens, give token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from pipeline.errors import ModelError
+from pipeline.stops import find_stop
+
+
+class Tokenizer:
+    """A GPT-2 tokenizer read from a checkpoint folder.
+
+    Attributes:
+        tokens: how each id prints, None for ids the tokenizer does not know.
+        token_bytes: bytes of each id; b"" for special and unknown ones. Both have one entry per row of the embedding.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`.
+
+        Args:
+            folder: of the checkpoint.
+            vocab_size: of the model; the tokenizer may know fewer ids, never more.
+
+        Raises:
+            ModelError: files are missing or damaged, ids exceed the model's, or it is not a byte-level BPE.
+        """
+        self._tokenizer = _read(folder)
+        if not isinstance(self._tokenizer.decoder, decoders.ByteLevel):
+            raise ModelError(f"the tokenizer in {folder} is not a byte-level BPE: it has no ByteLevel decoder.")
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # their names in a text are text
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        if vocabulary and max(vocabulary.values()) >= vocab_size:
+            raise ModelError(
+                f"the tokenizer in {folder} knows ids up to {max(vocabulary.values())}, but the model has only "
+                f"{vocab_size} tokens. They do not belong together."
+            )
+        added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
+        self.tokens: list[str | None] = [None] * vocab_size
+        self.token_bytes = [b""] * vocab_size
+        for token, token_id in vocabulary.items():
+            self.tokens[token_id] = token
+            if token_id not in added:
+                self.token_bytes[token_id] = _to_bytes(token, folder)
+            elif not added[token_id].special:
+                self.token_bytes[token_id] = token.encode()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; texts must be valid Unicode."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, token_ids: Iterable[int], stop: str | None = None) -> str:
+        """Text of token ids without special tokens; U+FFFD stands for what is not whole.
+
+        Args:
+            token_ids: of a completion or a prompt.
+            stop: the stop string that the last token completed; the text is cut before it.
+        """
+        pieces = [self.token_bytes[token_id] for token_id in token_ids]
+        text = b"".join(pieces)
+        if stop is not None and (found := find_stop(text, len(pieces[-1]), (stop,))):
+            text = text[: found[0]]
+        return text.decode("utf-8", errors="replace")
+
+    def bad_words_ids(self, words: Iterable[str]) -> list[tuple[int, ...]]:
+        """Token-id sequences of words: as given, lower, Capitalised and UPPER, each with and without a leading space.
+
+        A ban works on these sequences; the same letters cut into other tokens are not caught.
+        """
+        variants = [
+            space + form
+            for word in words
+            for form in (word, word.lower(), word.capitalize(), word.upper())
+            for space in ("", " ")
+        ]
+        return [tuple(ids) for ids in dict.fromkeys(map(tuple, self.encode(variants)))]
+
+    def vocabulary(self) -> pa.Table:
+        """The table `_vocab.parquet`: token_id, token, bytes."""
+        return pa.table(
+            {
+                "token_id": pa.array(range(len(self.tokens)), pa.int32()),
+                "token": pa.array(self.tokens, pa.string()),
+                "bytes": pa.array(self.token_bytes, pa.binary()),
+            }
+        )
+
+
+def _read(folder: Path) -> Any:
+    try:
+        if (folder / "tokenizer.json").exists():
+            return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+            tokenizer = tokenizers.Tokenizer(
+                models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+            )
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = decoders.ByteLevel()
+            if tokenizer.token_to_id("<|endoftext|>") is not None:
+                tokenizer.add_special_tokens(["<|endoftext|>"])
+            return tokenizer
+    except Exception as error:  # the library raises plain Exception
+        raise ModelError(f"the tokenizer in {folder} cannot be read: {error}") from error
+    raise ModelError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt.")
+
+
+def _to_bytes(token: str, folder: Path) -> bytes:
+    try:
+        return bytes(_BYTES[character] for character in token)
+    except KeyError as error:
+        raise ModelError(
+            f"the tokenizer in {folder} is not a byte-level BPE: token {token!r} is not made of bytes."
+        ) from error
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte (`bytes_to_unicode` in OpenAI's encoder.py), inverted."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()

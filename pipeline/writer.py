@@ -1,0 +1,163 @@
+"""From records to a part: one declared schema in, the bytes of a Parquet file out.
+
+Nothing is inferred, and nothing in the bytes depends on time, host or replica: two writes of the same rows by one
+pyarrow version are identical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.records import Completion, FloatArray, RowError
+from pipeline.schema import output_schema
+
+ROW_GROUP_BYTES = 96 << 20
+DICTIONARY_COLUMNS = ("strategy", "status", "error_type", "finish_reason", "stop_match")
+DICTIONARY_LISTS = ("prompt_token_ids", "token_ids", "top_token_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRow:
+    """One row of the output before it becomes columns.
+
+    Attributes:
+        position: of the input row in its shard.
+        result: the completion, or why there is none.
+        text, stop_match: of the completion.
+    """
+
+    position: int
+    row_id: str
+    row_index: int
+    strategy: str
+    sample_index: int
+    seed: int
+    prompt: str | None
+    prompt_token_ids: Sequence[int]
+    result: Completion | RowError
+    text: str | None = None
+    stop_match: str | None = None
+    prompt_logprobs: FloatArray | None = None
+
+
+def build_table(rows: Sequence[OutputRow], kept: pa.Table) -> pa.Table:
+    """Columns of the output rows.
+
+    Args:
+        rows: in the order in which they are to be stored.
+        kept: kept columns of the shard, one row per position.
+    """
+    schema = output_schema(kept.schema)
+    kept_rows = kept.take(pa.array([row.position for row in rows], pa.int64()))
+    columns = _columns(rows) | {name: kept_rows[name] for name in kept.column_names}
+    return pa.Table.from_arrays([_typed(columns[field.name], field.type) for field in schema], schema=schema)
+
+
+def encode_part(table: pa.Table, metadata: Mapping[str, str]) -> memoryview:
+    """Parquet bytes of a part, with `metadata` in the file's key-value metadata."""
+    table = table.replace_schema_metadata(dict(metadata)).combine_chunks()
+    schema = table.schema
+    leaves = [leaf for field in schema for leaf in _leaves(field.name, field.type)]
+    dictionary = [path for path, _ in leaves if path in DICTIONARY_COLUMNS or path.split(".")[0] in DICTIONARY_LISTS]
+    buffer = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        buffer,
+        schema,
+        version="2.6",
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=dictionary,
+        column_encoding={path: "BYTE_STREAM_SPLIT" for path, type_ in leaves if pa.types.is_floating(type_)},
+        write_page_index=True,
+        write_page_checksum=True,
+        sorting_columns=pq.SortingColumn.from_ordering(schema, [("row_index", "ascending")]),
+    ) as writer:
+        writer.write_table(table, row_group_size=max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes)))
+    return memoryview(buffer.getvalue()).cast("B")
+
+
+def _columns(rows: Sequence[OutputRow]) -> dict[str, Any]:
+    """Values of the declared columns; None is null."""
+    done = [row.result if isinstance(row.result, Completion) else None for row in rows]
+    both = list(zip(rows, done, strict=True))
+    errors = [row.result if isinstance(row.result, RowError) else None for row in rows]
+    return {
+        "row_id": [row.row_id for row in rows],
+        "row_index": [row.row_index for row in rows],
+        "strategy": [row.strategy for row in rows],
+        "sample_index": [row.sample_index for row in rows],
+        "status": ["error" if error else "ok" for error in errors],
+        "error_type": [error.type if error else None for error in errors],
+        "error_message": [error.message if error else None for error in errors],
+        "prompt": [row.prompt for row in rows],
+        "text": [row.text for row in rows],
+        "prompt_token_ids": [row.prompt_token_ids if each else None for row, each in both],
+        "token_ids": [each.token_ids if each else None for each in done],
+        "finish_reason": [each.finish_reason if each else None for each in done],
+        "stop_match": [row.stop_match for row in rows],
+        "num_prompt_tokens": [len(row.prompt_token_ids) if each else 0 for row, each in both],
+        "num_generated_tokens": [len(each.token_ids) if each else 0 for each in done],
+        "token_logprobs": [each.token_logprobs if each else None for each in done],
+        "sampling_logprobs": [each.sampling_logprobs if each else None for each in done],
+        "token_ranks": [each.token_ranks if each else None for each in done],
+        "entropies": [each.entropies if each else None for each in done],
+        "top_token_ids": [each.top_token_ids if each else None for each in done],
+        "top_probs": [each.top_probs if each else None for each in done],
+        "cumulative_logprob": [float(each.token_logprobs.sum(dtype=np.float64)) if each else None for each in done],
+        "sequence_score": [each.sequence_score if each else None for each in done],
+        "prompt_logprobs": [row.prompt_logprobs if each else None for row, each in both],
+        "seed": [row.seed for row in rows],
+    }
+
+
+def _typed(values: Any, type_: pa.DataType) -> pa.Array:
+    """An array of the declared type. Lists of numbers go through numpy, whole column at a time."""
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks()
+    if not pa.types.is_list(type_):
+        return pa.array(values, type_)
+    if not pa.types.is_list(type_.value_type):
+        return _lists(values, type_.value_type)
+    tables = [None if value is None or not value.shape[1] else value for value in values]  # nothing recorded: null
+    flat = _flat([table.ravel() for table in tables if table is not None], type_.value_type.value_type)
+    width = next((table.shape[1] for table in tables if table is not None), 1)
+    steps = pa.ListArray.from_arrays(pa.array(np.arange(0, len(flat) + 1, width), pa.int32()), flat)
+    return pa.ListArray.from_arrays(_offsets(tables), steps, mask=_nulls(tables))
+
+
+def _lists(values: Sequence[Any], value_type: pa.DataType) -> pa.Array:
+    flat = _flat([value for value in values if value is not None], value_type)
+    return pa.ListArray.from_arrays(_offsets(values), flat, mask=_nulls(values))
+
+
+def _flat(parts: Sequence[Any], value_type: pa.DataType) -> pa.Array:
+    dtype = value_type.to_pandas_dtype()
+    arrays = [part if isinstance(part, np.ndarray) else np.fromiter(part, dtype, len(part)) for part in parts]
+    numbers = np.concatenate(arrays, dtype=dtype) if arrays else np.empty(0, dtype)
+    return pa.array(numbers, value_type, from_pandas=True)  # NaN becomes null
+
+
+def _offsets(values: Sequence[Any]) -> pa.Array:
+    lengths = [0 if value is None else len(value) for value in values]
+    return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), pa.int32())
+
+
+def _nulls(values: Sequence[Any]) -> pa.Array:
+    return pa.array([value is None for value in values], pa.bool_())
+
+
+def _leaves(name: str, type_: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """Parquet leaf columns, as `top_probs.list.element.list.element`."""
+    if pa.types.is_list(type_):
+        yield from _leaves(f"{name}.list.element", type_.value_type)
+    elif pa.types.is_struct(type_):
+        for child in type_:
+            yield from _leaves(f"{name}.{child.name}", child.type)
+    else:
+        yield name, type_

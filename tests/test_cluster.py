@@ -1,0 +1,194 @@
+"""Real Ray on this machine: same bytes for any number of replicas, dead replicas replaced, errors told apart."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline import job
+from pipeline.cluster import RayExecutor
+from pipeline.config import Job, RunConfig
+from pipeline.errors import ClusterError, ConfigError, ModelError, StorageError
+from pipeline.records import Request, Response
+from pipeline.shard import Part, Setup
+from pipeline.tokenizer import Tokenizer
+from tests.flows import EchoEngine, echo, make_job, part_bytes, read_output, run_echo, write_prompts
+
+PROMPTS = ["The quiet fox", "Every bee", "", "I skip across the", "Today", "Count: one, two,", "In the stable"] * 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    """One local Ray for the module, with more logical CPUs than cores and two logical GPUs."""
+    ray.init(
+        address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_prompts(tmp_path / "prompts.parquet", PROMPTS)
+
+
+def on_ray(work: Job, **run: object) -> RayExecutor:
+    return RayExecutor(work.run.model_copy(update={"gpus_per_replica": 0.0, **run}))
+
+
+def test_one_replica_three_replicas_and_no_ray_give_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    strategies = [
+        {"name": "greedy", "type": "greedy", "max_new_tokens": 12, "repetition_penalty": 1.3},
+        {"name": "samples", "type": "sampling", "max_new_tokens": 12, "top_p": 0.9, "num_return_sequences": 2},
+        {"name": "pure", "type": "sampling", "max_new_tokens": 12, "temperature": 1.2},
+        {"name": "beams", "type": "beam_search", "max_new_tokens": 12, "num_beams": 3, "num_return_sequences": 2},
+        {"name": "next", "type": "next_token"},
+    ]
+    jobs = {name: make_job(source, tmp_path / name, strategies=strategies) for name in ("here", "one", "three")}
+    job.run(jobs["here"], job.here)
+    job.run(jobs["one"], on_ray(jobs["one"], replicas=1))
+    job.run(jobs["three"], on_ray(jobs["three"], replicas=3))
+    expected = part_bytes(tmp_path / "here")
+    assert len(expected) == 7
+    assert part_bytes(tmp_path / "one") == expected
+    assert part_bytes(tmp_path / "three") == expected
+
+
+class DyingEngine(EchoEngine):
+    """Kills its process when it meets the prompt, unless the marker file says it did so often enough."""
+
+    def __init__(self, prompt: tuple[int, ...], marker: Path, deaths: int) -> None:
+        self.prompt, self.marker, self.deaths = prompt, marker, deaths
+
+    def generate(self, requests: Sequence[Request]) -> list[Response]:
+        if any(request.prompt_token_ids == self.prompt for request in requests):
+            with self.marker.open("a") as file:
+                file.write("x")
+            if self.marker.stat().st_size <= self.deaths:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().generate(requests)
+
+
+def dying(marker: Path, deaths: int, _setup: Setup, tokenizer: Tokenizer) -> DyingEngine:
+    return DyingEngine(tuple(tokenizer.encode(["Today"])[0]), marker, deaths)
+
+
+def test_a_replica_killed_mid_shard_is_replaced_and_the_bytes_are_the_same(source: Path, tmp_path: Path) -> None:
+    run_echo(make_job(source, tmp_path / "undisturbed"))
+    work = make_job(source, tmp_path / "out")
+    job.run(work, on_ray(work, replicas=2), engine_maker=partial(dying, tmp_path / "marker", 2))
+    assert (tmp_path / "marker").stat().st_size > 2
+    assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "undisturbed")
+
+
+def test_a_shard_that_kills_every_replica_stops_the_run_and_keeps_the_rest(source: Path, tmp_path: Path) -> None:
+    work = make_job(source, tmp_path / "out")
+    with pytest.raises(ClusterError, match=r"died 3 times while working on input rows 3 to 5"):
+        job.run(work, on_ray(work, replicas=1), engine_maker=partial(dying, tmp_path / "marker", 1000))
+    assert "part-00000.parquet" in part_bytes(tmp_path / "out")
+    job.run(work, on_ray(work, replicas=1), engine_maker=echo)
+    assert read_output(tmp_path / "out").num_rows == len(PROMPTS) * 3
+
+
+def test_when_a_dead_replica_cannot_be_replaced_the_others_do_its_shards(source: Path, tmp_path: Path) -> None:
+    """Once its shards waited for ever for a replacement that had no place, while an idle replica held on to its own."""
+    work = make_job(source, tmp_path / "out")
+    blocker = ray.remote(EchoEngine).options(num_cpus=2).remote()  # leaves room for two replicas
+    ray.get(blocker.__ray_ready__.remote())
+    late: list[Any] = []
+
+    def steal_the_place(_part: Part) -> None:
+        if not late:  # asks for a CPU before the replica that is about to die can be replaced
+            late.append(ray.remote(EchoEngine).options(num_cpus=1).remote())
+
+    job.run(
+        work,
+        on_ray(work, replicas=2),
+        Listener(steal_the_place),
+        engine_maker=partial(dying, tmp_path / "marker", 1),
+    )
+    assert read_output(tmp_path / "out").num_rows == len(PROMPTS) * 3
+
+
+class Listener:
+    """Progress that calls a function for each part."""
+
+    def __init__(self, call: Callable[[Part], None]) -> None:
+        self.part = call
+
+    def start(self, plan: object, done: object) -> None:
+        pass
+
+
+def no_model(_setup: Setup, _tokenizer: Tokenizer) -> EchoEngine:
+    raise ModelError("checkpoint x does not fit")
+
+
+def test_a_model_that_does_not_load_on_the_replica_is_that_error_at_once(source: Path, tmp_path: Path) -> None:
+    work = make_job(source, tmp_path / "out")
+    with pytest.raises(ModelError, match="checkpoint x does not fit"):
+        job.run(work, on_ray(work, replicas=2), engine_maker=no_model)
+
+
+def no_disk(_setup: Setup, _tokenizer: Tokenizer) -> EchoEngine:
+    raise StorageError("cannot write or read data/part-00000.parquet: No space left on device.")
+
+
+def test_a_full_disk_on_the_replica_is_a_storage_error(source: Path, tmp_path: Path) -> None:
+    work = make_job(source, tmp_path / "out")
+    with pytest.raises(StorageError, match="No space left"):
+        job.run(work, on_ray(work, replicas=2), engine_maker=no_disk)
+
+
+def which_gpu(marker: Path, _setup: Setup, _tokenizer: Tokenizer) -> EchoEngine:
+    (marker / f"{os.getpid()}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+    return EchoEngine()
+
+
+def test_each_replica_is_pinned_to_a_gpu_of_its_own_where_there_are_gpus(source: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    marker.mkdir()
+    work = make_job(source, tmp_path / "out")
+    job.run(work, RayExecutor(work.run), engine_maker=partial(which_gpu, marker))
+    assert sorted(path.read_text() for path in marker.iterdir()) == ["0", "1"]
+
+
+def test_more_replicas_than_the_cluster_can_hold_are_refused_and_not_waited_for(source: Path, tmp_path: Path) -> None:
+    work = make_job(source, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"asks for 3 replicas of 1 CPU and 1 GPUs each.*room for 2"):
+        job.run(work, RayExecutor(RunConfig(replicas=3)), engine_maker=echo)
+    with pytest.raises(ConfigError, match="room for 4"):
+        job.run(work, RayExecutor(RunConfig(replicas=5, gpus_per_replica=0)), engine_maker=echo)
+    fractions = make_job(source, tmp_path / "fractions")
+    job.run(fractions, RayExecutor(RunConfig(replicas=4, gpus_per_replica=0.5)), engine_maker=echo)
+    assert read_output(tmp_path / "fractions").num_rows == len(PROMPTS) * 3
+
+
+def test_with_ray_address_the_command_uses_that_cluster_and_leaves_it_running(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(
+        f"model: demo\ninput: {{path: {source}, id_column: id}}\noutput: {{path: {tmp_path / 'out'}}}\n"
+        "strategies: [{name: greedy, type: greedy, max_new_tokens: 3}]\nrun: {replicas: 1, gpus_per_replica: 0.5}\n"
+    )
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "jobs.generate", str(tmp_path / "job.yaml")]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "replicas=1 gpus_per_replica=0.5" in done.stderr  # only this cluster has logical GPUs
+    assert read_output(tmp_path / "out").num_rows == len(PROMPTS)
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1

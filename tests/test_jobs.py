@@ -1,0 +1,207 @@
+"""The command as a user runs it, in processes of its own: output, exit codes, kills, Ctrl-C, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pyarrow.parquet as pq
+import pytest
+from ruamel.yaml import YAML
+
+from tests.flows import part_bytes, write_prompts
+
+ROOT = Path(__file__).parent.parent
+JOB = """
+model: demo
+input: {path: %s, id_column: id}
+output: {path: unused}
+strategies:
+  - {name: greedy, type: greedy, max_new_tokens: 8}
+  - {name: hot, type: sampling, max_new_tokens: 8, temperature: 1.5, num_return_sequences: 2}
+  - {name: beams, type: beam_search, max_new_tokens: 8, num_beams: 4}
+run: {shard_rows: 2, replicas: 2}
+"""
+PROMPTS = ["The quiet fox", "Every bee", "I skip across the", "Today", "Count: one, two,"] * 8
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    source = write_prompts(tmp_path / "prompts.parquet", PROMPTS)
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB % source)
+    return path
+
+
+def batchgen(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | env, check=False)
+
+
+def started(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
+
+
+def wait_for_line(process: subprocess.Popen[str], words: str) -> str:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if words in line:
+            return line
+    raise AssertionError(f"the command ended without saying {words!r}")
+
+
+def processes_of_session(leader: int) -> list[str]:
+    """Command lines of the living processes a command started, itself included."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append((stat.parent / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Bytes of the parts of a run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    source = write_prompts(folder / "prompts.parquet", PROMPTS)
+    (folder / "job.yaml").write_text(JOB % source)
+    done = batchgen("run", folder / "job.yaml", "--output", folder / "out")
+    assert done.returncode == 0, done.stderr
+    return part_bytes(folder / "out")
+
+
+def test_the_demo_job_runs_resumes_as_finished_and_shows_its_completions(tmp_path: Path) -> None:
+    first = batchgen("run", "jobs/demo.yaml", "--output", tmp_path / "out")
+    assert first.returncode == 0, first.stderr
+    assert "511 rows: 511 ok, 0 errors" in first.stdout
+    assert "\x1b" not in first.stdout + first.stderr
+    assert first.stderr.count("data/part-") == 8
+    again = batchgen("run", "jobs/demo.yaml", "--output", tmp_path / "out")
+    assert again.returncode == 0
+    assert again.stdout.startswith("already finished, nothing to do · 511 rows")
+    shown = batchgen("head", tmp_path / "out", "-n", "3", "--json")
+    rows = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [row["strategy"] for row in rows] == ["greedy", "no_repeats", "nucleus"]
+    table = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    assert rows[0]["text"] == table[0]["text"]
+    everything = batchgen("head", tmp_path / "out", "-n", "600", "--json").stdout.splitlines()
+    assert len(everything) == 511
+    places = next(row for row in map(json.loads, everything) if row["strategy"] == "candidates")
+    assert places["text"].count(" %") == 5
+    lines = batchgen("head", tmp_path / "out", "-n", "3").stdout.splitlines()
+    assert lines[0] == "row_id\tstrategy\t#\tprompt\ttext\tended by"
+    assert len(lines) == 4
+
+
+def test_the_query_that_the_summary_prints_works(tmp_path: Path) -> None:
+    done = batchgen("run", "jobs/demo.yaml", "--output", tmp_path / "out", "--set", "strategies.beam5.max_new_tokens=3")
+    hint = done.stdout.splitlines()[-1].removeprefix("query it: ").replace("python", sys.executable, 1)
+    shown = subprocess.run(hint, shell=True, capture_output=True, text=True, check=True).stdout
+    assert "perplexity" in shown
+    assert "candidates" in shown
+
+
+def test_the_entry_point_for_clusters_is_the_same_command(job_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs.generate", str(job_file), "--set", "strategies.0.top_p=0.9"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "`top_p`" in done.stderr
+    assert "type: sampling" in done.stderr
+
+
+def test_a_driver_killed_half_way_resumes_to_the_undisturbed_bytes(
+    job_file: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    process = started("run", job_file, "--output", tmp_path / "out")
+    wait_for_line(process, "done=3/20")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = part_bytes(tmp_path / "out")
+    assert 3 <= len(kept) < 20
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    resumed = batchgen("run", job_file, "--output", tmp_path / "out")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "of them already done" in resumed.stderr
+    assert part_bytes(tmp_path / "out") == undisturbed
+    assert kept.items() <= undisturbed.items()
+
+
+def test_ctrl_c_stops_cleanly_says_what_is_kept_and_the_same_command_resumes(
+    job_file: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    process = started("run", job_file, "--output", tmp_path / "out")
+    wait_for_line(process, "done=2/20")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "stopped. Finished parts are kept; run the same command again to resume." in errors
+    assert "Traceback" not in errors
+    assert processes_of_session(process.pid) == []
+    resumed = batchgen("run", job_file, "--output", tmp_path / "out")
+    assert resumed.returncode == 0, resumed.stderr
+    assert part_bytes(tmp_path / "out") == undisturbed
+
+
+def test_past_the_error_rate_the_run_finishes_and_exits_with_3(job_file: Path, tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.parquet", ["Today", None, "Every bee"])
+    done = batchgen("run", job_file, "--output", tmp_path / "out")
+    assert done.returncode == 3
+    assert "33.3% of the rows are errors, more than run.max_error_rate (5.0%)" in done.stderr
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+    allowed = batchgen("run", job_file, "--output", tmp_path / "out", "--set", "run.max_error_rate=0.5")
+    assert allowed.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "strategies.0.temperature=0.5"], ["`temperature`", "type: sampling"]),
+        (["--set", "model=./nowhere"], ["`./nowhere` is not a folder"]),
+        (["--set", "model=nobody/nothing"], ["is not a local folder, and the hub cannot be reached"]),
+        (["--set", "input.path=nowhere.parquet"], ["nowhere.parquet"]),
+        (["--set", "input.prompt_column=promt"], ["column `promt`", "`prompt`"]),
+    ],
+)
+def test_what_is_wrong_is_one_message_and_exit_code_2(
+    job_file: Path, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    done = batchgen("run", job_file, "--output", tmp_path / "out", *arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+    for word in words:
+        assert word in done.stderr
+
+
+def test_an_unreachable_cluster_is_one_message_and_exit_code_4(job_file: Path, tmp_path: Path) -> None:
+    done = batchgen("run", job_file, "--output", tmp_path / "out", RAY_ADDRESS="127.0.0.1:9")
+    assert done.returncode == 4
+    assert "no Ray cluster can be used at RAY_ADDRESS=127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_generated_text_cannot_act_on_the_terminal(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "p.parquet", ["\x1b]52;c;aGk=\x07[bold]x[/bold]\n\u202egnp"])
+    (tmp_path / "job.yaml").write_text(JOB % source)
+    assert batchgen("run", tmp_path / "job.yaml", "--output", tmp_path / "out").returncode == 0
+    shown = batchgen("head", tmp_path / "out", "-n", "1").stdout
+    assert "\x1b" not in shown
+    assert "␛]52;c;aGk=␇[bold]x[/bold]⏎⟨U+202E⟩gnp" in shown
+
+
+def test_the_schema_command_prints_what_editors_need() -> None:
+    schema = json.loads(batchgen("schema").stdout)
+    jsonschema.validate(YAML(typ="safe").load((ROOT / "jobs" / "demo.yaml").read_text()), schema)
+    assert schema["properties"]["strategies"]["type"] == "array"

@@ -1,0 +1,93 @@
+"""Imports go only downward, and heavy libraries are loaded only where the design allows."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "pipeline"
+
+# From the top down; a module may import modules of lower layers, and of its own where listed in `SIBLINGS`.
+LAYERS = [
+    {"cli"},
+    {"cluster", "terminal", "preview"},
+    {"job"},
+    {"manifest"},
+    {"plan"},
+    {"shard"},
+    {"prompts"},
+    {"dataset", "tokenizer", "checkpoint", "engine", "writer", "metrics", "storage", "jobfile"},
+    {"config", "stops"},
+    {"records", "schema"},
+    {"strategies", "errors"},
+]
+
+
+def module_names() -> list[str]:
+    paths = [path.relative_to(ROOT.parent) for path in ROOT.rglob("*.py") if path.name != "__init__.py"]
+    return sorted(".".join(path.with_suffix("").parts) for path in paths)
+
+
+def room(module: str) -> str:
+    """The part a module belongs to: `pipeline.engine.model` -> engine, helpers of a part -> the part."""
+    name = module.split(".")[1] if "." in module else module
+    for part in ("input_", "text_files", "arrow_files", "hub_dataset"):
+        if name.startswith(part):
+            return "dataset"
+    return "jobfile" if name.startswith("jobfile") else name
+
+
+def layer(name: str) -> int:
+    return next(index for index, names in enumerate(LAYERS) if name in names)
+
+
+def imported(module: str) -> set[str]:
+    """Modules of the project that a module names in an import at its top level."""
+    tree = ast.parse((ROOT.parent / Path(*module.split("."))).with_suffix(".py").read_text())
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pipeline":
+            if node.module == "pipeline":
+                found |= {f"pipeline.{alias.name}" for alias in node.names if not alias.name.startswith("__")}
+            else:
+                found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("module", module_names())
+def test_imports_go_downward_only(module: str) -> None:
+    for other in imported(module):
+        if room(other) != room(module):
+            assert layer(room(other)) > layer(room(module)), f"{module} imports {other}, which is not below it"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [*(m for m in module_names() if room(m) not in ("engine", "cluster")), "pipeline.engine", "pipeline.cluster"],
+)
+def test_heavy_libraries_are_loaded_only_where_they_belong(module: str) -> None:
+    heavy = ("torch", "ray", "datasets", "pandas")
+    code = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    allowed = {"engine": {"torch"}, "cluster": {"ray"}}.get(room(module), set())
+    assert loaded <= allowed
+
+
+def test_the_command_line_starts_without_heavy_libraries() -> None:
+    code = (
+        "import sys, pipeline.cli; print(*[n for n in ('torch', 'ray', 'pyarrow', 'transformers') if n in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_the_engine_runs_without_ray_datasets_and_pyarrow_datasets() -> None:
+    code = (
+        "import sys, pipeline.engine; print(*[n for n in ('ray', 'datasets', 'pyarrow.dataset') if n in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

@@ -1,0 +1,166 @@
+"""A part in the hands of the readers that users have: all values, one by one, as they were written."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.schema import output_schema
+from pipeline.writer import build_table, encode_part
+from tests.test_writer import hand_made_rows, hand_made_table, kept_columns
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with only `data/`: two parts, the second with strategies that the first does not have."""
+    data = tmp_path_factory.mktemp("out") / "data"
+    data.mkdir()
+    rows, kept = hand_made_rows(), kept_columns()
+    for number, strategy in enumerate(("draw", "beam")):
+        part = build_table([row for row in rows if row.strategy == strategy], kept)
+        (data / f"part-{number:05d}.parquet").write_bytes(encode_part(part, {"batchgen.schema_version": "1"}))
+    return data.parent
+
+
+@pytest.fixture(scope="module")
+def written() -> Rows:
+    """The rows of both parts, in order."""
+    rows = hand_made_table().to_pylist()
+    return [row for strategy in ("draw", "beam") for row in rows if row["strategy"] == strategy]
+
+
+def assert_same(found: Rows, written: Rows) -> None:
+    assert len(found) == len(written)
+    for found_row, written_row in zip(found, written, strict=True):
+        assert list(found_row) == list(written_row)
+        for name, value in written_row.items():
+            assert plain(found_row[name]) == plain(value), name
+
+
+def plain(value: Any) -> Any:
+    """A value as Python writes it, whatever array or wrapper a reader has for it. No value of the part is NaN."""
+    match value:
+        case np.ndarray() | list() | tuple():
+            return [plain(item) for item in value]
+        case Mapping():
+            return {key: plain(item) for key, item in value.items()}
+        case pd.Timestamp() | np.datetime64():
+            return plain(pd.Timestamp(value).to_pydatetime()) if not pd.isna(value) else None
+        case datetime():
+            return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+        case np.generic():
+            return plain(value.item())
+        case float():
+            return None if math.isnan(value) else value
+        case _:
+            return None if value is pd.NaT or value is pd.NA else value
+
+
+def test_pyarrow_reads_every_value(folder: Path, written: Rows) -> None:
+    table = ds.dataset(folder / "data").to_table()
+    assert_same(table.to_pylist(), written)
+    assert table.schema.remove_metadata() == hand_made_table().schema.remove_metadata()
+    assert pq.read_table(folder / "data").equals(table)
+
+
+def test_duckdb_reads_every_value(folder: Path, written: Rows) -> None:
+    with duckdb.connect() as connection:
+        query = connection.sql(
+            # as a naive timestamp: DuckDB's Python would want pytz
+            "SELECT * REPLACE (make_timestamp(epoch_us(when_utc)) AS when_utc) "
+            f"FROM '{folder}/data/*.parquet' ORDER BY filename, row_index, sample_index"
+        )
+        rows = [dict(zip(query.columns, row, strict=True)) for row in query.fetchall()]
+    assert_same(rows, written)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_polars_reads_every_value(folder: Path, written: Rows, streaming: bool) -> None:
+    scan = pl.scan_parquet(folder / "data" / "*.parquet")
+    assert_same(scan.collect(engine="streaming" if streaming else "in-memory").to_dicts(), written)
+    assert_same(pl.read_parquet(folder / "data").to_dicts(), written)
+
+
+def test_pandas_reads_every_value(folder: Path, written: Rows) -> None:
+    frame = pd.read_parquet(folder / "data")
+    declared = [{name: row[name] for name in output_schema(pa.schema([])).names} for row in written]
+    assert_same(frame[list(declared[0])].to_dict("records"), declared)
+    assert str(frame["num_generated_tokens"].dtype) == "int32"  # never null, so that pandas keeps integers
+    probs = np.stack(frame["top_probs"][0])
+    assert (probs.tolist(), probs.dtype) == ([[0.5, 0.25], [0.125, 0.0625]], np.float32)
+
+
+def test_pandas_with_arrow_types_reads_every_value_of_kept_columns_too(folder: Path, written: Rows) -> None:
+    """Without them it makes floats of integers with nulls."""
+    frame = pd.read_parquet(folder / "data", dtype_backend="pyarrow")
+    assert_same(frame.to_dict("records"), written)
+
+
+LOAD = """
+import pickle, sys, datasets
+for streaming in (False, True):
+    loaded = datasets.load_dataset(sys.argv[1], split="train", cache_dir=sys.argv[2], streaming=streaming)
+    pickle.dump(list(loaded), sys.stdout.buffer)
+"""
+
+
+def test_datasets_reads_every_value_of_a_folder_with_only_data(folder: Path, tmp_path: Path, written: Rows) -> None:
+    """In a process of its own: `import datasets` changes how pyarrow reads files."""
+    command = [sys.executable, "-c", LOAD, str(folder), str(tmp_path)]
+    output = io.BytesIO(subprocess.run(command, capture_output=True, check=True).stdout)
+    whole, streamed = pickle.load(output), pickle.load(output)
+    assert_same(whole, written)
+    assert_same(streamed, written)
+
+
+def test_each_reader_groups_by_strategy_over_parts(folder: Path) -> None:
+    """Arrow dictionary columns would fail here in pyarrow, as each part has its own."""
+    path = folder / "data"
+    counts = pq.read_table(path).group_by("strategy").aggregate([("row_id", "count")]).to_pylist()
+    assert {row["strategy"]: row["row_id_count"] for row in counts} == {"draw": 5, "beam": 2}
+    with duckdb.connect() as connection:
+        grouped = connection.sql(f"SELECT strategy, count(*) FROM '{path}/*.parquet' GROUP BY strategy").fetchall()
+    assert dict(grouped) == {"draw": 5, "beam": 2}
+    assert dict(pl.read_parquet(path).group_by("strategy").len().iter_rows()) == {"draw": 5, "beam": 2}
+    assert pd.read_parquet(path).groupby("strategy").size().to_dict() == {"draw": 5, "beam": 2}
+
+
+LONG = """
+WITH steps AS (
+    SELECT row_id, sample_index, generate_subscripts(token_ids, 1) - 1 AS step,
+           unnest(top_token_ids) AS ids, unnest(top_probs) AS probs
+    FROM '{path}' WHERE status = 'ok'
+)
+SELECT row_id, sample_index, step, generate_subscripts(ids, 1) - 1 AS rank, unnest(ids) AS token_id,
+       unnest(probs) AS prob
+FROM steps ORDER BY ALL
+"""
+
+
+def test_parallel_lists_unfold_into_one_row_per_step_and_alternative(folder: Path) -> None:
+    with duckdb.connect() as connection:
+        rows = connection.sql(LONG.format(path=folder / "data" / "part-00000.parquet")).fetchall()
+    assert rows == [
+        ("r0", sample, step, rank, (7, 8)[rank], 0.5 ** (2 * step + rank + 1))
+        for sample in (0, 1)
+        for step in (0, 1)
+        for rank in (0, 1)
+    ]
