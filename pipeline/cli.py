@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -172,7 +173,7 @@ def _summarise(finished: Run) -> None:
         "exp(-sum(cumulative_logprob) / sum(num_generated_tokens)) AS perplexity "
         f"FROM '{folder}/data/*.parquet' GROUP BY strategy"
     )
-    click.echo(f'query it: python -c "import duckdb; print(duckdb.sql(\\"{query}\\"))"')
+    click.echo(f'query it: {shlex.quote(sys.executable)} -c "import duckdb; print(duckdb.sql(\\"{query}\\"))"')
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from pipeline.checkpoint import DEMO
 from pipeline.records import Completion, Request
 from pipeline.strategies import BeamSearch, Greedy, NextToken
 from tests.models import engine_for, random_model, uneven_prompts
@@ -58,15 +59,20 @@ def hf_settings(processors: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-@pytest.fixture(scope="module", params=[(60, 0.4), (50257, 0.3)], ids=["small-vocabulary", "gpt2-vocabulary"])
+@pytest.fixture(scope="module", params=["small vocabulary", "GPT-2's vocabulary", "demo"])
 def model(request: pytest.FixtureRequest) -> GPT2LMHeadModel:
-    vocab_size, spread = request.param
-    return random_model(vocab_size=vocab_size, spread=spread)
+    match request.param:
+        case "small vocabulary":
+            return random_model(vocab_size=60, spread=0.4)
+        case "demo":
+            return GPT2LMHeadModel.from_pretrained(DEMO, dtype=torch.float32).eval()
+        case _:
+            return random_model(vocab_size=50257, spread=0.3)
 
 
 @pytest.mark.parametrize("processors", PROCESSORS.values(), ids=PROCESSORS)
 def test_greedy_equals_transformers(model: GPT2LMHeadModel, processors: dict[str, Any]) -> None:
-    eos = 5
+    eos = model.config.eos_token_id
     prompts = uneven_prompts(12, vocab_size=model.config.vocab_size)
     strategy = Greedy(name="g", type="greedy", max_new_tokens=16, **processors)
     responses = engine_for(model, eos=eos).generate([Request(prompt, strategy, (0,)) for prompt in prompts])
@@ -79,7 +85,7 @@ def test_greedy_equals_transformers(model: GPT2LMHeadModel, processors: dict[str
 @pytest.mark.parametrize("processors", PROCESSORS.values(), ids=PROCESSORS)
 @pytest.mark.parametrize("num_beams", [2, 5])
 def test_beam_search_equals_transformers(model: GPT2LMHeadModel, processors: dict[str, Any], num_beams: int) -> None:
-    eos = 5
+    eos = model.config.eos_token_id
     prompts = uneven_prompts(6, vocab_size=model.config.vocab_size)
     strategy = BeamSearch(
         name="b", type="beam_search", max_new_tokens=12, num_beams=num_beams, num_return_sequences=2, **processors
@@ -128,9 +134,11 @@ def test_several_stop_tokens_equal_several_eos_tokens(model: GPT2LMHeadModel) ->
     prompts = uneven_prompts(6, vocab_size=model.config.vocab_size)
     greedy = Greedy(name="g", type="greedy", max_new_tokens=16, stop_token_ids=(8, 9, 10, 11))
     beams = BeamSearch(name="b", type="beam_search", max_new_tokens=10, num_beams=3, stop_token_ids=(8, 9, 10, 11))
-    stops = {5, 8, 9, 10, 11}
+    stops = {model.config.eos_token_id, 8, 9, 10, 11}
     for strategy, settings in ((greedy, {"max_new_tokens": 16}), (beams, {"max_new_tokens": 10, "num_beams": 3})):
-        responses = engine_for(model, eos=5).generate([Request(prompt, strategy, (0,)) for prompt in prompts])
+        responses = engine_for(model, eos=model.config.eos_token_id).generate(
+            [Request(prompt, strategy, (0,)) for prompt in prompts]
+        )
         for prompt, response in zip(prompts, responses, strict=True):
             tokens = reference(model, prompt, sorted(stops), **settings).sequences[0, len(prompt) :].tolist()  # type: ignore[arg-type]
             ends = [i for i, token in enumerate(tokens) if token in stops]
@@ -146,7 +154,7 @@ def test_raw_measures_equal_a_teacher_forced_forward(model: GPT2LMHeadModel) -> 
     ]
     seeds = {"g": (0,), "b": (0, 1, 2), "n": (0,)}
     requests = [Request(prompt, strategy, seeds[strategy.name]) for prompt in prompts for strategy in strategies]
-    engine = engine_for(model, eos=5, num_alternatives=7, with_prompt_logprobs=True)
+    engine = engine_for(model, eos=model.config.eos_token_id, num_alternatives=7, with_prompt_logprobs=True)
     for request, response in zip(requests, engine.generate(requests), strict=True):
         prompt = request.prompt_token_ids
         for completion in response.completions:
@@ -163,5 +171,5 @@ def test_raw_measures_equal_a_teacher_forced_forward(model: GPT2LMHeadModel) -> 
             assert completion.token_ranks.tolist() == (1 + (steps > chosen[:, None]).sum(-1)).tolist()
             assert response.prompt_logprobs is not None
             assert np.isnan(response.prompt_logprobs[0])
-            expected = logprobs[torch.arange(len(prompt) - 1), torch.tensor(prompt[1:])]
+            expected = logprobs[torch.arange(len(prompt) - 1), torch.tensor(prompt[1:], dtype=torch.int64)]
             np.testing.assert_allclose(response.prompt_logprobs[1:], expected, atol=1e-5)
