@@ -1,7 +1,7 @@
 """Parquet and Arrow files: their schema, and exact ranges of their rows.
 
 A range costs memory for itself and one batch, whatever the size of the file: Parquet is read page by page, Arrow is
-mapped. Only the needed columns and row groups are touched. Types are as stored; `columns` makes them plain.
+mapped. Only the needed columns and row groups are touched. Types are as stored; `input_columns` makes them plain.
 """
 
 from __future__ import annotations

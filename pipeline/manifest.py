@@ -1,6 +1,7 @@
 """The documents beside the parts: `_plan.json`, `_manifest.json`, `_vocab.parquet`, `README.md` and `_SUCCESS`.
 
-The plan is written first and never changes; the manifest last but one, from what is stored; `_SUCCESS` last.
+The plan is written first and never changes. The manifest is written last but one, once the folder holds every planned
+part, and `_SUCCESS` last.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Decoding strategies as frozen values: one type each, named and meant as in transformers' `GenerationConfig`.
 
 A strategy says what to do and nothing about how: the engine dispatches on its type. Off is `None`. Checks that need
-only the strategy itself live here; what needs the tokenizer or the rest of the job is checked in `job`.
+only the strategy itself live here; what needs the tokenizer or the rest of the job is checked in `config` and `plan`.
 """
 
 from __future__ import annotations

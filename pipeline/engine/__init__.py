@@ -1,4 +1,4 @@
-"""The decode engine: the only part that imports torch. Importable without Ray, pyarrow datasets or the pipeline."""
+"""The decode engine: the only part that imports torch. It needs neither Ray nor pyarrow."""
 
 from pipeline.engine.decode import Engine
 from pipeline.engine.model import GPT2, load_model
