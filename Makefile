@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test fuzz oracle lint bench clean
 
 demo: $(VENV)/.ready  ## run jobs/demo.yaml on a local Ray and show what came out
 	$(BIN)/batchgen run jobs/demo.yaml
@@ -10,6 +10,15 @@ demo: $(VENV)/.ready  ## run jobs/demo.yaml on a local Ray and show what came ou
 
 test: $(VENV)/.ready  ## all tests
 	$(BIN)/python -m pytest
+
+FUZZ_JOBS ?= 2000
+SEED ?= 0
+fuzz: $(VENV)/.ready  ## so many random jobs against transformers and as many against the references, e.g. SEED=7
+	FUZZ_JOBS=$(FUZZ_JOBS) $(BIN)/python -m pytest tests/test_fuzz.py --timeout=0 --hypothesis-seed=$(SEED) \
+		--hypothesis-show-statistics
+
+oracle: $(VENV)/.ready .oracle/.ready  ## the strategies that transformers dropped, against 4.41.2 in an environment of its own
+	$(BIN)/python -m pytest tests/test_oracle.py
 
 lint: $(VENV)/.ready  ## format, lint, types
 	$(BIN)/ruff format --check
@@ -26,5 +35,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-clean:  ## remove the environment and the demo's output
-	rm -rf $(VENV) out/demo
+.oracle/.ready: tests/oracle/constraints.txt
+	$(PYTHON) -m venv .oracle
+	.oracle/bin/python -m pip install --quiet --constraint tests/oracle/constraints.txt torch transformers numpy
+	touch $@
+
+clean:  ## remove the environments and the demo's output
+	rm -rf $(VENV) .oracle out/demo

@@ -31,6 +31,7 @@ class Checkpoint:
         commit: the hub's commit, or `sha256:...` of the files of a local folder.
         digests: file name -> SHA-256, of all files the result depends on.
         num_positions: longest context.
+        num_layers: transformer blocks.
         vocab_size: rows of the embedding.
         eos_token_ids: tokens that end a text; may be empty.
         bos_token_id: what an empty prompt becomes.
@@ -41,6 +42,7 @@ class Checkpoint:
     commit: str
     digests: dict[str, str]
     num_positions: int
+    num_layers: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
@@ -86,18 +88,38 @@ def inspect(name: str, revision: str | None = None) -> Checkpoint:
     special = {key: generation.get(key, config.get(key, 50256)) for key in ("eos_token_id", "bos_token_id")}
     vocab_size = _count(folder, config, "vocab_size", 50257)
     token_ids = {key: _token_ids(folder, key, value, vocab_size) for key, value in special.items()}
-    files = [path for pattern in (*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHTS) for path in sorted(folder.glob(pattern))]
-    digests = {path.name: _sha256(path) for path in files}
+    digests = _digests(folder)
     return Checkpoint(
         name=name,
         folder=folder,
         commit=_commit(folder, digests),
         digests=digests,
         num_positions=_count(folder, config, "n_positions", 1024),
+        num_layers=_count(folder, config, "n_layer", 12),
         vocab_size=vocab_size,
         eos_token_ids=token_ids["eos_token_id"],
         bos_token_id=next(iter(token_ids["bos_token_id"]), None),
     )
+
+
+def check_unchanged(folder: Path, planned: dict[str, str]) -> None:
+    """Make sure that a replica's files are those that the job was planned with.
+
+    Raises:
+        ModelError: a file is another one, missing or new.
+    """
+    found = _digests(folder)
+    differing = sorted(name for name in planned | found if planned.get(name) != found.get(name))
+    if differing:
+        raise ModelError(
+            f"{folder / differing[0]} is not the file that the job was planned with. Every machine must have the same "
+            "checkpoint; give a changed one a new folder, and its job a new output folder."
+        )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = [path for pattern in (*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHTS) for path in sorted(folder.glob(pattern))]
+    return {path.name: _sha256(path) for path in files}
 
 
 def _download(name: str, revision: str | None) -> Path:

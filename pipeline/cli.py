@@ -1,7 +1,7 @@
 """The command `batchgen`: arguments in, one call, exit code out.
 
-Exit codes: 0 done, 2 bad config or input, 3 finished past max_error_rate, 4 the cluster or storage failed, 130 Ctrl-C.
-After 4 and 130 the same command goes on where this one stopped.
+Exit codes: 0 done, 2 bad config or input, 3 finished past max_error_rate, 4 the cluster or the storage failed, or
+another driver holds the folder, 130 Ctrl-C. After 4 and 130 the same command goes on where this one stopped.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # heavy imports happen inside the commands, so that --help is
 
 EXIT_TOO_MANY_ERRORS = 3
 EXIT_INTERRUPTED = 130
+STOPPED_RUN = "stopped. Finished parts are kept; run the same command again to resume."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,12 +36,13 @@ def main() -> None:
     \b
     batchgen run jobs/demo.yaml --output out/demo
     batchgen head out/demo
+    batchgen next "I skip across the"
     """
 
 
 @main.command()
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.yaml")
-@click.option("--output", metavar="DIR", help="Output folder, in place of output.path.")
+@click.option("--output", metavar="DIR", help="Output folder or URL, in place of output.path.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of the job file.")
 def run(job_file: Path, output: str | None, overrides: tuple[str, ...]) -> None:
     """Do a job, or what is left of it.
@@ -73,10 +75,10 @@ def run(job_file: Path, output: str | None, overrides: tuple[str, ...]) -> None:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path), metavar="OUT")
+@click.argument("folder", metavar="OUT")
 @click.option("-n", "num_rows", type=click.IntRange(min=1), default=12, show_default=True, help="Rows to show.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line, with exact text.")
-def head(folder: Path, num_rows: int, as_json: bool) -> None:
+def head(folder: str, num_rows: int, as_json: bool) -> None:
     """Show the first completions of a run, finished or not.
 
     \b
@@ -84,9 +86,10 @@ def head(folder: Path, num_rows: int, as_json: bool) -> None:
     """
     with _exit_codes():
         from pipeline.preview import first_rows
+        from pipeline.storage import open_folder
         from pipeline.terminal import print_table
 
-        rows = first_rows(folder, num_rows)
+        rows = first_rows(open_folder(folder), num_rows)
         if as_json:
             for row in rows:
                 click.echo(json.dumps(row, ensure_ascii=False))
@@ -96,6 +99,62 @@ def head(folder: Path, num_rows: int, as_json: bool) -> None:
             for row in rows
         ]
         print_table(["row_id", "strategy", "#", "prompt", "text", "ended by"], cells, wide=("prompt", "text"))
+
+
+@main.command("next")
+@click.argument("prompts", nargs=-1, metavar="PROMPT...")
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Candidates per prompt.")
+@click.option("--model", default="demo", show_default=True, help="Hub id, local folder, or `demo`.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True, help="Number format."
+)
+@click.option("--ids", metavar="IDS", multiple=True, help="A prompt as token ids; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, with exact numbers and bytes.")
+def next_(prompts: tuple[str, ...], k: int, model: str, dtype: str, ids: tuple[str, ...], as_json: bool) -> None:
+    """Show what may come next, with probabilities, and compare prompts.
+
+    \b
+    batchgen next "I skip across the" --model openai-community/gpt2
+    batchgen next "It was a dark and stormy" "It was a sunny and bright"
+    batchgen next --ids "40 14267 1973 262" -k 50 --json --model ./my-checkpoint
+    batchgen next - < prompts.txt
+
+    PROMPT - reads prompts from stdin, one per line. Several prompts are compared with the first: the candidates they
+    share, and how far the distributions are apart over the whole vocabulary.
+    """
+    with _exit_codes("stopped."):
+        with _waiting(model):
+            from pipeline.next_screen import print_answer
+            from pipeline.next_tokens import next_tokens, parse_ids, to_document
+
+            answer = next_tokens([*_texts(prompts), *map(parse_ids, ids)], model=model, dtype=dtype, k=k)
+        if as_json:
+            click.echo(json.dumps(to_document(answer)))
+        else:
+            print_answer(answer)
+
+
+@main.command()
+@click.argument("folder", metavar="OUT")
+@click.option("--yes", is_flag=True, help="Delete them.")
+def gc(folder: str, yes: bool) -> None:
+    """List what dead attempts left in _tmp/ of an output folder, or delete it.
+
+    \b
+    batchgen gc out/demo
+    batchgen gc out/demo --yes
+
+    Refused while a run is under way there. Nothing outside _tmp/ is touched.
+    """
+    with _exit_codes():
+        from pipeline import leftovers
+        from pipeline.storage import open_folder
+
+        found = (leftovers.collect if yes else leftovers.find)(open_folder(folder))
+        for key in found:
+            click.echo(key)
+        said = "deleted" if yes else "to delete with --yes"
+        click.echo(f"{len(found)} leftovers {said}" if found else "no leftovers", err=True)
 
 
 @main.command()
@@ -111,8 +170,30 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=2))
 
 
+def _texts(prompts: tuple[str, ...]) -> Iterator[str]:
+    """The prompts, `-` replaced by the lines of stdin; bytes that are not UTF-8 become lone surrogates, as in argv."""
+    for prompt in prompts:
+        if prompt != "-":
+            yield prompt
+        elif lines := sys.stdin.buffer.read().removesuffix(b"\n"):
+            yield from (line.removesuffix(b"\r").decode("utf-8", "surrogateescape") for line in lines.split(b"\n"))
+
+
 @contextmanager
-def _exit_codes() -> Iterator[None]:
+def _waiting(model: str) -> Iterator[None]:
+    """A sign of life on a terminal while a model loads."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(f"loading {model}")):
+        yield
+
+
+@contextmanager
+def _exit_codes(stopped: str = STOPPED_RUN) -> Iterator[None]:
     """Errors that are ours become one message and an exit code; others are bugs and keep their traceback."""
     try:
         yield
@@ -121,7 +202,7 @@ def _exit_codes() -> Iterator[None]:
         click.echo(text if text.startswith("error:") else f"error: {text}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        click.echo("\nstopped. Finished parts are kept; run the same command again to resume.", err=True)
+        click.echo(f"\n{stopped}", err=True)
         sys.exit(EXIT_INTERRUPTED)
 
 

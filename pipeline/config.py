@@ -5,11 +5,21 @@ Keys, defaults and rules are these models and nothing else; the JSON Schema is e
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from pipeline.strategies import Frozen, ListOf, NextToken, Strategy, Text, broken_rule
+from pipeline import grid
+from pipeline.strategies import Decoding, Frozen, ListOf, NextToken, Score, Strategy, Text, broken_rule
+
+NOT_FROM_COLUMNS = {
+    "name": "it names rows of the output",
+    "type": "it decides what other keys there are",
+    "num_return_sequences": "how many rows there are is planned before one is read",
+    "target_column": "it names a column itself",
+}
 
 
 class ModelConfig(Frozen):
@@ -68,7 +78,9 @@ class InputConfig(Frozen):
 class OutputConfig(Frozen):
     """Where the completions go and what is recorded of each step."""
 
-    path: str = Field(min_length=1, description="Output folder; one job, one folder.")
+    path: str = Field(
+        min_length=1, description="Output folder, or s3://, gs:// or az:// and a bucket; one job, one folder."
+    )
     top_k: int = Field(default=10, ge=0, le=1000, description="Alternatives recorded per step; 0 = none.")
     prompt_logprobs: bool = Field(default=False, description="Record the log-probability of each prompt token.")
 
@@ -97,13 +109,39 @@ class RunConfig(Frozen):
         return value
 
 
+def _without_fault(item: Any) -> Any:
+    """A strategy whose grid, if it still has one, is told to be wrong."""
+    if error := grid.fault(item):
+        raise error
+    return item
+
+
+def _overridable(key: str, info: ValidationInfo) -> str:
+    """A key that a column may set: `seed`, or one that a strategy of the job has."""
+    if key in NOT_FROM_COLUMNS:
+        raise PydanticCustomError("not_from_column", "{why}", {"why": NOT_FROM_COLUMNS[key]})
+    types = [kind for kind in (*get_args(Decoding), Score) if key in kind.model_fields]
+    if not types and key != "seed":
+        raise PydanticKnownError("extra_forbidden")
+    strategies = info.data.get("strategies", ())
+    if strategies and types and not any(isinstance(strategy, tuple(types)) for strategy in strategies):
+        raise PydanticCustomError("not_from_column", "{why}", {"why": f"no strategy of this job has `{key}`"})
+    return key
+
+
 class Job(Frozen):
-    """A whole job file."""
+    """A whole job file; strategies with a `grid` are taken as the strategies that they stand for."""
 
     model: ModelConfig
     input: InputConfig
     output: OutputConfig
-    strategies: ListOf[Strategy] = Field(min_length=1, description="Ways to decode; each prompt goes through all.")
+    strategies: ListOf[Annotated[Strategy, BeforeValidator(_without_fault)]] = Field(
+        min_length=1, description="Ways to decode; each prompt goes through all."
+    )
+    strategy_columns: Mapping[Annotated[str, AfterValidator(_overridable)], Text] = Field(
+        default={},
+        description="Keys of strategies, or `seed`, and the columns that set them for their row, where not null.",
+    )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of all sampling; each row derives its own.")
     run: RunConfig = RunConfig()
 
@@ -112,14 +150,18 @@ class Job(Frozen):
     def _model_by_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def _expand_grids(cls, value: Any) -> Any:
+        return [expanded.values for expanded in grid.expand(value)] if isinstance(value, list | tuple) else value
+
     @field_validator("strategies")
     @classmethod
     def _unique_names(cls, strategies: tuple[Strategy, ...]) -> tuple[Strategy, ...]:
         names = [strategy.name for strategy in strategies]
         for index, name in enumerate(names):
             if name in names[:index]:
-                message = f"strategy names must be unique, but strategies[{names.index(name)}] is `{name}` too"
-                raise broken_rule(message, index, "name")
+                raise broken_rule(f"strategy names must be unique, but an earlier one is `{name}` too", index, "name")
         return strategies
 
     @model_validator(mode="after")

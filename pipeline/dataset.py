@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,8 +20,9 @@ import pyarrow as pa
 from pipeline import arrow_files, input_columns, text_files
 from pipeline.config import InputConfig
 from pipeline.errors import InputError
+from pipeline.input_changes import changed, stamp_of, unchanged
 from pipeline.input_columns import Use
-from pipeline.input_files import TEXT_FORMATS, FoundFile, InputFile, find, relative_names
+from pipeline.input_files import TEXT_FORMATS, FoundFile, InputFile, Stamp, find, relative_names
 from pipeline.input_rows import Place, Value, prompt_columns, prompt_values, row_ids
 from pipeline.records import RowError
 from pipeline.schema import output_schema
@@ -35,11 +35,13 @@ __all__ = ["Dataset", "InputFile", "Slice", "read", "scan"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """The whole input: its files in order, and the columns passed through, in the types they will be written in."""
+    """The whole input: its files in order, the columns passed through, in the types they will be written in, and those
+    that are read for other uses than prompts and ids."""
 
     config: InputConfig
     files: tuple[InputFile, ...]
     kept_schema: pa.Schema
+    others: tuple[str, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -51,12 +53,14 @@ class Slice:
     """Rows [first_row, first_row + n) of the input; everything here has n entries.
 
     `prompts` holds text, token ids, or why the row has none. `row_ids` is the key of the row, or file and position.
+    `others` holds the plain values of the other columns that are used.
     """
 
     first_row: int
     row_ids: list[str]
     prompts: list[Value]
     kept: pa.Table
+    others: dict[str, list[Any]]
 
 
 class _Scanned(NamedTuple):
@@ -65,21 +69,25 @@ class _Scanned(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """A range of one file: the columns that prompts and ids are made of, the kept ones with the positions of values
-    that could not be kept, and the records that could not be parsed."""
+    """A range of one file: the columns whose values are used, the kept ones with the positions of values that could not
+    be kept, and the records that could not be parsed."""
 
     values: dict[str, list[Any]]
     kept: dict[str, tuple[pa.Array, list[int]]]
     unreadable: dict[int, RowError]
 
 
-def scan(config: InputConfig) -> Dataset:
+def scan(config: InputConfig, other_uses: Sequence[Use] = ()) -> Dataset:
     """Find the input and check that it is what the job says.
+
+    Args:
+        config: where it is, and the columns of prompts, ids and what is kept.
+        other_uses: columns that are needed beside these.
 
     Raises:
         InputError: files, columns or types are missing or wrong, or there is not a single row.
     """
-    uses = _uses(config)
+    uses = [*_uses(config), *other_uses]
     _check_kept_names(config)
     found = find(config.path)
     names = relative_names([file.path for file in found])
@@ -88,7 +96,8 @@ def scan(config: InputConfig) -> Dataset:
     if not any(file.num_rows for file in files):
         raise InputError(f"`input.path` has no rows ({len(files)} files, the first {files[0].path}).")
     types = _common_types(scanned)
-    dataset = Dataset(config, files, _kept_schema(config, types, files))
+    others = tuple(dict.fromkeys(use.column for use in other_uses))
+    dataset = Dataset(config, files, _kept_schema(config, types, files), others)
     if config.id_column is not None:
         _check_unique_ids(dataset)
     return dataset
@@ -108,6 +117,7 @@ def read(dataset: Dataset, lo: int, hi: int) -> Slice:
         [row_id for part in parts for row_id in part.row_ids],
         [prompt for part in parts for prompt in part.prompts],
         kept if dataset.kept_schema.names else pa.table({"": pa.nulls(hi - lo)}).select([]),  # rows without columns
+        {column: [value for part in parts for value in part.others[column]] for column in dataset.others},
     )
 
 
@@ -172,26 +182,32 @@ def _check_kept_names(config: InputConfig) -> None:
 
 
 def _scan_file(found: FoundFile, name: str, uses: list[Use], config: InputConfig) -> _Scanned:
+    stamp = stamp_of(found.path)
+    scanned = _scan_content(found, name, stamp, uses, config)
+    if stamp_of(found.path) != stamp:
+        raise InputError(f"{found.path} changed while it was read. Wait until it is written, then start again.")
+    return scanned
+
+
+def _scan_content(found: FoundFile, name: str, stamp: Stamp, uses: list[Use], config: InputConfig) -> _Scanned:
     if found.format in TEXT_FORMATS:
-        return _scan_text(found, name, uses, config)
+        return _scan_text(found, name, stamp, uses, config)
     with arrow_files.readable(name, found.format):
         layout = arrow_files.inspect(found.path, found.format)
         types = input_columns.check_schema(layout.schema, uses, name)
         with open(found.path, "rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        size = os.path.getsize(found.path)
-    file = InputFile(found.path, name, layout.format, layout.num_rows, size, sha256, layout.seek_index)
+    file = InputFile(found.path, name, layout.format, layout.num_rows, stamp[0], sha256, stamp, layout.seek_index)
     return _Scanned(file, {column: Typed(type_, name) for column, type_ in types.items()})
 
 
-def _scan_text(found: FoundFile, name: str, uses: list[Use], config: InputConfig) -> _Scanned:
+def _scan_text(found: FoundFile, name: str, stamp: Stamp, uses: list[Use], config: InputConfig) -> _Scanned:
     """A text file without rows has no columns to check."""
     with arrow_files.readable(name, found.format):
         if found.format == "csv":
             text = text_files.scan_csv(found.path, name)
         else:
             text = text_files.scan_jsonl(found.path, name, config.keep_columns)
-        size = os.path.getsize(found.path)
     types = text.types
     if found.format == "csv" and text.names:
         input_columns.check_present(text.names, uses, name)
@@ -201,7 +217,8 @@ def _scan_text(found: FoundFile, name: str, uses: list[Use], config: InputConfig
     elif text.num_rows:
         required = [use for use in uses if use.key != "input.keep_columns"]  # a kept key may be missing in one file
         input_columns.check_present(text.names, required, name)
-    return _Scanned(InputFile(found.path, name, found.format, text.num_rows, size, text.sha256, text.seek_index), types)
+    file = InputFile(found.path, name, found.format, text.num_rows, stamp[0], text.sha256, stamp, text.seek_index)
+    return _Scanned(file, types)
 
 
 def _common_types(scanned: Iterable[_Scanned]) -> dict[str, pa.DataType]:
@@ -250,7 +267,8 @@ def _read_file(dataset: Dataset, file: InputFile, lo: int, hi: int) -> Slice:
     bad_prompts = {i: prompt for i, prompt in enumerate(prompts) if isinstance(prompt, RowError)}
     errors = {**_kept_errors(rows, place), **bad_prompts, **bad_ids, **rows.unreadable}  # the last one stands
     kept = pa.table({column: array for column, (array, _) in rows.kept.items()}, schema=dataset.kept_schema)
-    return Slice(lo, ids, [errors.get(i, prompt) for i, prompt in enumerate(prompts)], kept)
+    others = {column: rows.values[column] for column in dataset.others}
+    return Slice(lo, ids, [errors.get(i, prompt) for i, prompt in enumerate(prompts)], kept, others)
 
 
 def _place(name: str, first_row: int, i: int) -> str:
@@ -266,16 +284,15 @@ def _kept_errors(rows: _Rows, place: Place) -> dict[int, RowError]:
 
 
 def _read_rows(dataset: Dataset, file: InputFile, lo: int, hi: int) -> _Rows:
-    _check_unchanged(file)
     config = dataset.config
-    used = dict.fromkeys([*prompt_columns(config), *([config.id_column] if config.id_column else [])])
-    with arrow_files.readable(file.name, file.format):
+    used = dict.fromkeys([*prompt_columns(config), *([config.id_column] if config.id_column else []), *dataset.others])
+    with unchanged(file), arrow_files.readable(file.name, file.format):
         if file.format in TEXT_FORMATS:
             rows = _text_rows(file, list(used), dataset.kept_schema, lo, hi)
         else:
             rows = _arrow_rows(file, list(used), dataset.kept_schema, lo, hi)
     if any(len(values) != hi - lo for values in rows.values.values()):
-        raise _changed(file)
+        raise changed(file, "it has other rows")
     return rows
 
 
@@ -300,19 +317,3 @@ def _text_rows(file: InputFile, used: list[str], kept_schema: pa.Schema, lo: int
         for field in kept_schema
     }
     return _Rows(values, kept, unreadable)
-
-
-def _check_unchanged(file: InputFile) -> None:
-    """Raise InputError if the file is not here, or not as long as it was when it was scanned."""
-    try:
-        size = os.path.getsize(file.path)
-    except OSError as error:
-        raise InputError(
-            f"{file.path} cannot be opened: {error.strerror}. Every machine must see the input under the same path."
-        ) from error
-    if size != file.size_bytes:
-        raise _changed(file)
-
-
-def _changed(file: InputFile) -> InputError:
-    return InputError(f"{file.path} has changed since the job was planned. Give the job a new output folder.")

@@ -6,6 +6,7 @@
     ├── ModelError     2  the checkpoint cannot be used
     ├── OutputError    2  the output folder belongs to another job
     ├── StorageError   4  the output could not be written; safe to run again
+    ├── InUseError     4  another driver works on the output folder; safe to run again
     └── ClusterError   4  replicas could not do the work; safe to run again
 
 A bad *prompt* is none of these: it becomes a row with status `error` (`records.RowError`).
@@ -44,6 +45,10 @@ class OutputError(BatchgenError, FileExistsError):
 
 class StorageError(BatchgenError, OSError):
     """Writing or reading back the output failed."""
+
+
+class InUseError(BatchgenError, BlockingIOError):
+    """Another driver works on the output folder, or has taken it over."""
 
 
 class ClusterError(BatchgenError, RuntimeError):

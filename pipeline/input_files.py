@@ -30,6 +30,8 @@ FORMATS = {
     ".csv": "csv",
 }
 TEXT_FORMATS = ("jsonl", "csv")
+Stamp = tuple[int, int, int]
+
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".br", ".zip")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -43,6 +45,7 @@ class InputFile:
         name: path relative to the deepest folder common to all files, with `/`; part of derived row ids.
         format: `parquet`, `arrow`, `arrow_stream`, `jsonl` or `csv`.
         sha256: of the bytes of the file, in hex.
+        stamp: of the file, as `stamp_of` gave it before its bytes were read.
         seek_index: packed int64 that let a range be read without the rows before it. Text: (byte offset, line) of
             every 1024th record. Arrow file: rows up to the end of each batch. Empty for the other formats.
     """
@@ -53,6 +56,7 @@ class InputFile:
     num_rows: int
     size_bytes: int
     sha256: str
+    stamp: Stamp
     seek_index: bytes = b""
 
 

@@ -73,6 +73,16 @@ def prompt_values(config: InputConfig, values: Mapping[str, Sequence[Any]], plac
     return [_text(value, column, i, place) for i, value in enumerate(values[column])]
 
 
+def target_values(column: str, values: Sequence[Any], place: Place) -> list[Value]:
+    """Text or token ids of each value of a column that is scored, or the reason why there are none."""
+    return [
+        _token_ids(value, column, i, place, "target")
+        if isinstance(value, list)
+        else _text(value, column, i, place, "target")
+        for i, value in enumerate(values)
+    ]
+
+
 def row_ids(
     column: str | None, values: Sequence[Any], derived: Sequence[str], place: Place
 ) -> tuple[list[str], dict[int, RowError]]:
@@ -88,13 +98,13 @@ def row_ids(
     return ids, errors
 
 
-def _text(value: Any, column: str, i: int, place: Place) -> str | RowError:
+def _text(value: Any, column: str, i: int, place: Place, what: str = "prompt") -> str | RowError:
     if value is None:
-        return RowError("prompt_null", f"column `{column}` is null ({place(i)})")
+        return RowError(f"{what}_null", f"column `{column}` is null ({place(i)})")
     if not isinstance(value, str):
-        return RowError("prompt_not_text", f"column `{column}` must be text, but is {_kind(value)} ({place(i)})")
+        return RowError(f"{what}_not_text", f"column `{column}` must be text, but is {_kind(value)} ({place(i)})")
     if not _is_unicode(value):
-        return RowError("prompt_not_unicode", f"column `{column}` is not valid Unicode ({place(i)})")
+        return RowError(f"{what}_not_unicode", f"column `{column}` is not valid Unicode ({place(i)})")
     return value
 
 
@@ -108,11 +118,11 @@ def _rendered(template: Template, row: tuple[Any, ...], i: int, place: Place) ->
     return "".join(pieces)
 
 
-def _token_ids(value: Any, column: str, i: int, place: Place) -> list[int] | RowError:
+def _token_ids(value: Any, column: str, i: int, place: Place, what: str = "prompt") -> list[int] | RowError:
     if value is None:
-        return RowError("prompt_null", f"column `{column}` is null ({place(i)})")
+        return RowError(f"{what}_null", f"column `{column}` is null ({place(i)})")
     if not isinstance(value, list) or not {int, type(None)}.issuperset(map(type, value)):
-        return RowError("prompt_not_token_ids", f"column `{column}` must be a list of integers ({place(i)})")
+        return RowError(f"{what}_not_token_ids", f"column `{column}` must be a list of integers ({place(i)})")
     if None in value:
         return RowError("token_id_out_of_range", f"a token id in column `{column}` is null ({place(i)})")
     if value and min(value) < 0:

@@ -6,7 +6,6 @@ An executor takes a way to open a worker and the shards to do, and yields parts 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,10 +14,11 @@ from typing import Any, NamedTuple, Protocol
 
 from pipeline import manifest
 from pipeline.config import Job
-from pipeline.errors import ConfigError, OutputError
+from pipeline.errors import ConfigError
+from pipeline.lease import hold
 from pipeline.plan import Plan, make_plan
-from pipeline.shard import EngineMaker, Part, Shard, make_engine, open_worker
-from pipeline.storage import LocalFolder
+from pipeline.shard import EngineMaker, Part, Shard, make_engine, open_worker, published
+from pipeline.storage import Folder, open_folder
 
 Worker = Callable[[Shard], Part]
 Executor = Callable[[Callable[[], Worker], Sequence[Shard]], Iterator[Part]]
@@ -38,12 +38,12 @@ class Run(NamedTuple):
     """A finished run.
 
     Attributes:
-        folder: the output.
+        folder: the output, a path or a URL.
         manifest: as stored.
         was_finished: whether there was nothing to do.
     """
 
-    folder: Path
+    folder: str
     manifest: dict[str, Any]
     was_finished: bool
 
@@ -61,7 +61,13 @@ def here(make_worker: Callable[[], Worker], shards: Sequence[Shard]) -> Iterator
         yield worker(shard)
 
 
-def run(job: Job, execute: Executor, progress: Progress | None = None, engine_maker: EngineMaker = make_engine) -> Run:
+def run(
+    job: Job,
+    execute: Executor,
+    progress: Progress | None = None,
+    engine_maker: EngineMaker = make_engine,
+    open_output: Callable[[str], Folder] = open_folder,
+) -> Run:
     """Do a job, or what is left of it.
 
     Args:
@@ -69,44 +75,40 @@ def run(job: Job, execute: Executor, progress: Progress | None = None, engine_ma
         execute: who does the shards.
         progress: who is told.
         engine_maker: makes each worker's engine; picklable.
+        open_output: makes the folder of `output.path`.
 
     Raises:
         BatchgenError: with what to do; all published parts are kept.
     """
     start = time.perf_counter()
     plan = make_plan(job)
-    folder = LocalFolder(_output_folder(job, plan))
-    manifest.claim(folder, plan)
-    finished = manifest.finished_keys(folder)
-    todo = [shard for shard in plan.shards if shard.key not in finished]
-    stored = folder.read(manifest.MANIFEST) if folder.read(manifest.SUCCESS) is not None else None
-    if stored is not None and not todo:
-        return Run(folder.root, manifest.parse(stored), was_finished=True)
-    parts = [manifest.stored_part(folder, plan, shard) for shard in plan.shards if shard.key in finished]
-    if progress:
-        progress.start(plan, parts)
-    for part in execute(partial(open_worker, plan.setup(folder), engine_maker), todo) if todo else ():
-        parts.append(part)
+    folder = open_output(job.output.path)
+    _check_apart(folder, plan)
+    manifest.check_ours(folder, plan)
+    if (stored := manifest.finished(folder, plan)) is not None:
+        return Run(folder.name, stored, was_finished=True)
+    folder.prepare()
+    with hold(folder) as still_mine:
+        folder = manifest.claim(folder, plan)
+        finished = manifest.finished_keys(folder)
+        todo = [shard for shard in plan.shards if shard.key not in finished]
+        parts = [manifest.stored_part(folder, plan, shard) for shard in plan.shards if shard.key in finished]
         if progress:
-            progress.part(part)
-    timings = {
-        "elapsed_s": round(time.perf_counter() - start, 3),
-        "shards_s": round(sum(part.seconds for part in parts), 3),
-    }
-    return Run(folder.root, manifest.finish(folder, plan, parts, timings), was_finished=False)
+            progress.start(plan, parts)
+        for part in execute(partial(open_worker, plan.setup(folder), engine_maker), todo) if todo else ():
+            still_mine()
+            parts.append(published(part, folder))
+            if progress:
+                progress.part(parts[-1])
+        timings = {
+            "elapsed_s": round(time.perf_counter() - start, 3),
+            "shards_s": round(sum(part.seconds for part in parts), 3),
+        }
+        return Run(folder.name, manifest.finish(folder, plan, parts, timings), was_finished=False)
 
 
-def _output_folder(job: Job, plan: Plan) -> Path:
-    """Where the output goes, if it can go there."""
-    path = job.output.path
-    if "://" in path:
-        raise ConfigError(
-            f"output.path must be a folder on a file system, but is {path!r}. Object stores are not supported."
-        )
-    folder = Path(os.path.expanduser(path)).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"output.path {folder} is a file. Choose a folder with --output.")
-    inside = [file.path for file in plan.dataset.files if folder in Path(file.path).parents]
+def _check_apart(folder: Folder, plan: Plan) -> None:
+    """Refuse an output folder that input files lie in."""
+    inside = [file.path for file in plan.dataset.files if Path(folder.name) in Path(file.path).parents]
     if inside:
-        raise ConfigError(f"output.path {folder} holds input file {inside[0]}. Keep input and output apart.")
-    return folder
+        raise ConfigError(f"output.path {folder.name} holds input file {inside[0]}. Keep input and output apart.")

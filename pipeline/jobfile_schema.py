@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from pipeline.config import Job
+from pipeline.config import NOT_FROM_COLUMNS, Job
+from pipeline.grid import NOT_VARIED
 
 Schema = dict[str, Any]
+
+MOST_LISTED = 12
 
 
 def json_schema() -> Schema:
@@ -22,6 +25,7 @@ def json_schema() -> Schema:
     model = schema["properties"]["model"]
     name = model["properties"]["name"]
     options = [{key: name[key] for key in ("type", "minLength")}, model]
+    schema["properties"]["strategy_columns"] |= _columns(schema["properties"])
     schema["properties"]["model"] = {"description": f"{model['description']} {name['description']}", "anyOf": options}
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "batchgen job file", **schema}
 
@@ -55,7 +59,9 @@ def types(rules: Schema) -> set[str]:
 
 def in_words(rules: Schema) -> str:
     """What a value must be: "a number in (0, 1]", "`auto` or an integer of at least 1"."""
-    return either([words for option in rules.get("anyOf", [rules]) for words in _choices_in_words(option)])
+    choices = [words for option in rules.get("anyOf", [rules]) for words in _choices_in_words(option)]
+    are_lists = sum("each item" in words for words in choices) > 1
+    return ", or ".join(choices) if are_lists else either(choices)
 
 
 def either(names: Sequence[str]) -> str:
@@ -104,6 +110,10 @@ def _by_type(kinds: list[Schema]) -> Schema:
     """A strategy: the rules that its `type` asks for."""
     for kind in kinds:
         kind["properties"]["type"]["description"] = kind["description"]
+        kind["properties"]["grid"] = _grid(kind["properties"])
+        needed = [key for key in kind["required"] if key not in NOT_VARIED]  # it may be in the grid instead
+        kind["required"] = [key for key in kind["required"] if key in NOT_VARIED]
+        kind |= {"allOf": [{"if": _varied(key), "else": {"required": [key]}} for key in needed]} if needed else {}
     names = [kind["properties"]["type"]["const"] for kind in kinds]
     chosen = [
         {"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": kind}
@@ -118,6 +128,33 @@ def _by_type(kinds: list[Schema]) -> Schema:
         },
     }
     return {"type": "object", "required": ["name", "type"], "properties": by_all, "allOf": chosen}
+
+
+def _columns(job: Schema) -> Schema:
+    """What `strategy_columns` may hold: for each key that a column can set the name of a column."""
+    kinds = [kind["then"]["properties"] for kind in job["strategies"]["items"]["allOf"]]
+    keys = dict.fromkeys(key for kind in kinds for key in kind if key not in (*NOT_FROM_COLUMNS, "grid"))
+    properties = {
+        key: {"description": f"Column that sets `{key}` for its row.", "type": "string", "minLength": 1}
+        for key in (*keys, "seed")
+    }
+    return {"additionalProperties": False, "properties": properties}
+
+
+def _grid(properties: Schema) -> Schema:
+    """What a `grid` may hold: for each key of its strategy a list of values."""
+    lists = {
+        key: {"description": rules["description"], "type": "array", "minItems": 1, "items": rules}
+        for key, rules in properties.items()
+        if key not in NOT_VARIED
+    }
+    description = "Values for keys: each combination is a strategy of its own, named after its values."
+    shape = {"type": ["object", "null"], "minProperties": 1, "additionalProperties": False}
+    return {"description": description, **shape, "properties": lists}
+
+
+def _varied(key: str) -> Schema:
+    return {"properties": {"grid": {"required": [key]}}, "required": ["grid"]}
 
 
 def _inside(rules: Schema, key: str | int) -> Schema:
@@ -142,25 +179,30 @@ def _choices_in_words(rules: Schema) -> list[str]:
             any_text = "a non-empty string" if rules.get("minLength") else "a string"
             return [rules.get("patternErrorMessage", any_text)]
         case ["array"]:
-            size = "a non-empty list" if rules.get("minItems") else "a list"
-            return [f"{size}, each item {in_words(rules['items'])}"]
+            return [f"{_size(rules)}, each item {in_words(rules['items'])}"]
         case _:
             return [_mapping(rules)]
+
+
+def _size(rules: Schema) -> str:
+    fewest, most = rules.get("minItems", 0), rules.get("maxItems")
+    return f"a list of {most}" if fewest == most else "a non-empty list" if fewest else "a list"
 
 
 def _mapping(rules: Schema) -> str:
     needed = [f"`{key}`" for key in rules.get("required", [])]
     others = [f"`{key}`" for key in rules.get("properties", {}) if f"`{key}`" not in needed]
-    optional = [f"(optional: {', '.join(others)})"] if others else []
+    more = [f"and {len(others) - MOST_LISTED} more"] if len(others) > MOST_LISTED else []
+    optional = [f"(optional: {', '.join([*others[:MOST_LISTED], *more])})"] if others else []
     return " ".join(["a mapping", *([f"with {', '.join(needed)}"] if needed else []), *optional])
 
 
 def _limits(rules: Schema) -> str:
-    low, high = rules.get("minimum", rules.get("exclusiveMinimum")), rules.get("maximum")
+    low, high = (rules.get(end, rules.get(f"exclusive{end.capitalize()}")) for end in ("minimum", "maximum"))
     if low is None:
         return ""
     if high is None:
         return f" of at least {low}" if "minimum" in rules else f" above {low}"
     if "integer" in types(rules):
         return f" from {low} to {high}"
-    return f" in {'[' if 'minimum' in rules else '('}{low}, {high}]"
+    return f" in {'[' if 'minimum' in rules else '('}{low}, {high}{']' if 'maximum' in rules else ')'}"

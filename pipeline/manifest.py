@@ -22,7 +22,7 @@ from pipeline.errors import OutputError, StorageError
 from pipeline.metrics import Sums, add
 from pipeline.plan import Plan, library_versions
 from pipeline.shard import Part, Shard
-from pipeline.storage import LocalFolder
+from pipeline.storage import Folder
 
 PLAN, MANIFEST, VOCABULARY, CARD, SUCCESS = "_plan.json", "_manifest.json", "_vocab.parquet", "README.md", "_SUCCESS"
 log = logging.getLogger("batchgen")
@@ -30,36 +30,73 @@ log = logging.getLogger("batchgen")
 DETERMINISM = {"float32": "exact", "bfloat16": "fast"}
 
 
-def claim(folder: LocalFolder, plan: Plan) -> None:
-    """Make the folder this run's own, or find that it is already.
+def check_ours(folder: Folder, plan: Plan) -> dict[str, Any] | None:
+    """Make sure that the folder is this job's, or empty; nothing is written.
+
+    Returns:
+        The plan that lies there, if one does.
 
     Raises:
         OutputError: another job's plan, or something that is no run, lies there.
     """
-    if folder.read(PLAN) is None:
-        strangers = [key for key in folder.list_keys() if key not in (PLAN, "_tmp", "data")] + folder.list_keys("data")
-        if strangers:
-            raise OutputError(
-                f"output folder {folder.root} holds `{strangers[0]}` and no `{PLAN}`: it is not a run of batchgen. "
-                "Choose an empty or new folder with --output."
-            )
-        folder.prepare()
-        folder.publish(PLAN, _json(_plan_document(plan)))
-    stored = parse(folder.read(PLAN) or b"{}")
+    document = folder.read(PLAN)
+    if document is None:
+        _refuse_strangers(folder)
+        return None
+    stored = parse(document)
     if stored.get("fingerprint") != plan.fingerprint:
         changes = "\n".join(f"  {line}" for line in differences(stored.get("identity"), plan.identity))
         raise OutputError(
-            f"output folder {folder.root} belongs to another job. It differs in (there -> here):\n{changes}\n"
+            f"output folder {folder.name} belongs to another job. It differs in (there -> here):\n{changes}\n"
             "Choose another folder with --output, or run the job that started this one."
         )
+    return stored
+
+
+def claim(folder: Folder, plan: Plan) -> Folder:
+    """Make the folder this run's own, or find that it is already.
+
+    Returns:
+        The folder, knowing whether files can be published from several processes.
+
+    Raises:
+        OutputError: as `check_ours`, for another driver may have come first.
+    """
+    folder.publish(PLAN, _json(_plan_document(plan)))
+    stored = check_ours(folder, plan) or {}
     if stored.get("versions") != library_versions():
         changes = "; ".join(differences(stored.get("versions"), library_versions()))
         log.warning("resuming with other libraries than the run began with, bytes may differ: %s", changes)
-    folder.prepare()
+    probed = folder.probed(PLAN)
+    if not probed.is_exclusive:
+        log.warning(
+            "%s stores a file although its name is taken, so replicas send their parts to this process, which alone "
+            "publishes them",
+            folder.name,
+        )
+    return probed
+
+
+def finished(folder: Folder, plan: Plan) -> dict[str, Any] | None:
+    """The manifest of a run that has all its parts and said so; None for any other."""
+    document = folder.read(MANIFEST) if folder.read(SUCCESS) is not None else None
+    if document is None or not {shard.key for shard in plan.shards} <= finished_keys(folder):
+        return None
+    return parse(document)
+
+
+def _refuse_strangers(folder: Folder) -> None:
+    """Refuse a folder without a plan that holds anything but unfinished writes."""
+    strangers = [key for key in folder.list_keys() if key not in ("_tmp", "data")] + folder.list_keys("data")
+    if strangers:
+        raise OutputError(
+            f"output folder {folder.name} holds `{strangers[0]}` and no `{PLAN}`: it is not a run of batchgen. "
+            "Choose an empty or new folder with --output."
+        )
 
 
 def differences(there: Any, here: Any, path: str = "") -> list[str]:
-    """Where two JSON values differ, as `key.0.key: there -> here`; keys with the same values are left out."""
+    """Where two JSON values differ, as `key.0 (name).key: there -> here`; keys with the same values are left out."""
     if isinstance(there, list) and isinstance(here, list):
         there, here = dict(enumerate(there)), dict(enumerate(here))
     if not (isinstance(there, dict) and isinstance(here, dict)):
@@ -67,16 +104,24 @@ def differences(there: Any, here: Any, path: str = "") -> list[str]:
     return [
         line
         for key in [*there, *(key for key in here if key not in there)]
-        for line in differences(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))
+        for line in differences(
+            there.get(key), here.get(key), f"{path}.{key}{_common_name(there.get(key), here.get(key))}".lstrip(".")
+        )
     ]
 
 
-def finished_keys(folder: LocalFolder) -> set[str]:
+def _common_name(there: Any, here: Any) -> str:
+    """The name of both, as ` (name)`, where they have the same."""
+    names = [value.get("name") if isinstance(value, dict) else None for value in (there, here)]
+    return f" ({names[0]})" if names[0] is not None and names[0] == names[1] else ""
+
+
+def finished_keys(folder: Folder) -> set[str]:
     """Keys of all published parts."""
     return {key for key in folder.list_keys("data") if key.endswith(".parquet")}
 
 
-def stored_part(folder: LocalFolder, plan: Plan, shard: Shard) -> Part:
+def stored_part(folder: Folder, plan: Plan, shard: Shard) -> Part:
     """What the stored part of a shard says of itself.
 
     Raises:
@@ -99,12 +144,12 @@ def stored_part(folder: LocalFolder, plan: Plan, shard: Shard) -> Part:
         )
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
-            f"{folder.root / shard.key} is not a part of this run, or is damaged ({error}). "
+            f"{folder.name}/{shard.key} is not a part of this run, or is damaged ({error}). "
             "Remove it and run the job again."
         ) from error
 
 
-def finish(folder: LocalFolder, plan: Plan, parts: Sequence[Part], timings: dict[str, float]) -> dict[str, Any]:
+def finish(folder: Folder, plan: Plan, parts: Sequence[Part], timings: dict[str, float]) -> dict[str, Any]:
     """Write everything that a finished run has beside its parts; returns the manifest.
 
     Raises:
@@ -113,11 +158,11 @@ def finish(folder: LocalFolder, plan: Plan, parts: Sequence[Part], timings: dict
     planned, found = {shard.key for shard in plan.shards}, finished_keys(folder)
     if planned != found:
         raise StorageError(
-            f"{folder.root} lacks {len(planned - found)} of {len(planned)} parts and holds {len(found - planned)} "
+            f"{folder.name} lacks {len(planned - found)} of {len(planned)} parts and holds {len(found - planned)} "
             f"others, first {min(planned ^ found)}. All replicas must write to this very folder, and nobody else; then "
             "run the same command again."
         )
-    manifest = build_manifest(plan, parts, timings)
+    manifest = build_manifest(plan, parts, timings, folder.is_exclusive)
     folder.publish(VOCABULARY, _vocabulary(plan))
     folder.publish(CARD, _card(folder, plan, manifest).encode())
     folder.publish(MANIFEST, _json(manifest))
@@ -140,7 +185,7 @@ def parse(document: bytes) -> dict[str, Any]:
     return values
 
 
-def build_manifest(plan: Plan, parts: Iterable[Part], timings: dict[str, float]) -> dict[str, Any]:
+def build_manifest(plan: Plan, parts: Iterable[Part], timings: dict[str, float], is_exclusive: bool) -> dict[str, Any]:
     """The manifest as JSON values."""
     parts = sorted(parts, key=lambda part: part.key)
     strategies: dict[str, Sums] = reduce(add, (part.sums for part in parts), {})
@@ -149,6 +194,8 @@ def build_manifest(plan: Plan, parts: Iterable[Part], timings: dict[str, float])
         "schema_version": 1,
         "fingerprint": plan.fingerprint,
         "determinism": DETERMINISM[plan.job.model.dtype],
+        **plan.order,
+        "published_by": "replicas" if is_exclusive else "driver",
         "totals": {
             "input_rows": plan.dataset.num_rows,
             "rows": rows,
@@ -194,7 +241,7 @@ def _vocabulary(plan: Plan) -> memoryview:
     return memoryview(buffer.getvalue()).cast("B")
 
 
-def _card(folder: LocalFolder, plan: Plan, manifest: dict[str, Any]) -> str:
+def _card(folder: Folder, plan: Plan, manifest: dict[str, Any]) -> str:
     first = pq.read_table(io.BytesIO(folder.read(plan.shards[0].key) or b""))
     templates = Environment(
         loader=PackageLoader("pipeline"),

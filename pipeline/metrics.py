@@ -1,6 +1,7 @@
 """Sums over a part that add up over parts: what the manifest, and later reports, need without reading rows again.
 
-Every value is a number, or a dict of values; sums of two parts are the key-wise sum.
+Every value is a number, or a dict of values; sums of two parts are the key-wise sum. `generated_tokens` counts the
+tokens recorded, which under `score` are those that were given: `sum_logprob` and `sum_entropy` are sums over them.
 """
 
 from __future__ import annotations

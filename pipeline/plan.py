@@ -14,16 +14,17 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
-from pipeline import __version__, checkpoint
+from pipeline import __version__, checkpoint, overrides
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Job
 from pipeline.dataset import Dataset, scan
 from pipeline.errors import ConfigError
-from pipeline.prompts import rules
+from pipeline.prompts import rules, target_uses
 from pipeline.records import SCHEMA_VERSION
+from pipeline.resolve import UnfitError, resolve
 from pipeline.shard import Setup, Shard, part_metadata
-from pipeline.storage import LocalFolder
-from pipeline.strategies import Strategy, max_steps, num_rows
+from pipeline.storage import Folder
+from pipeline.strategies import PROCESSORS, SAMPLERS, Score, Strategy, max_steps, num_rows
 from pipeline.tokenizer import Tokenizer
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "pyarrow", "ray", "numpy")
@@ -92,7 +93,12 @@ class Plan:
         """SHA-256 of the identity."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
-    def setup(self, folder: LocalFolder) -> Setup:
+    @property
+    def order(self) -> dict[str, list[str]]:
+        """In which order keys that change scores, and keys that narrow what is drawn from, act."""
+        return {"processors": [*PROCESSORS], "samplers": [*SAMPLERS]}
+
+    def setup(self, folder: Folder) -> Setup:
         """What workers need of the plan."""
         is_local = self.model.commit.startswith("sha256:")
         place = "demo" if self.model.name == "demo" else str(self.model.folder)
@@ -102,7 +108,7 @@ class Plan:
             strategies=self.strategies,
             model=(place, None) if is_local else (self.model.name, self.model.commit),
             rules=rules(self.job, self.model.num_positions, self.model.vocab_size, self.model.bos_token_id),
-            eos_token_ids=self.model.eos_token_ids,
+            checkpoint=self.model,
             folder=folder,
             metadata=part_metadata(self.job, self.fingerprint, self.model.commit),
         )
@@ -116,15 +122,12 @@ def make_plan(job: Job) -> Plan:
     """
     model = checkpoint.inspect(job.model.name, job.model.revision)
     tokenizer = Tokenizer(model.folder, model.vocab_size)
-    strategies = tuple(
-        _with_token_ids(strategy, f"strategies[{index}] (`{strategy.name}`)", model, tokenizer)
-        for index, strategy in enumerate(job.strategies)
-    )
+    strategies = tuple(_resolved(strategy, tokenizer, model) for strategy in job.strategies)
     if job.input.on_empty_prompt == "bos" and model.bos_token_id is None:
         raise ConfigError(
             f"input.on_empty_prompt is `bos`, but model `{model.name}` has no bos_token_id. Set it to `error`."
         )
-    dataset = scan(job.input)
+    dataset = scan(job.input, [*target_uses(job), *overrides.uses(job)])
     shard_rows = job.run.shard_rows if job.run.shard_rows != "auto" else _auto_shard_rows(job, dataset, model)
     return Plan(job, dataset, model, tokenizer, strategies, shard_rows)
 
@@ -134,22 +137,11 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
-def _with_token_ids(strategy: Strategy, place: str, model: Checkpoint, tokenizer: Tokenizer) -> Strategy:
-    """The strategy with `bad_words` as ids, all ids checked against the vocabulary."""
-    banned = (*strategy.bad_words_ids, *tokenizer.bad_words_ids(strategy.bad_words))
-    for key, token_ids in (
-        ("stop_token_ids", strategy.stop_token_ids),
-        ("bad_words_ids", [token_id for phrase in banned for token_id in phrase]),
-    ):
-        too_high = [token_id for token_id in token_ids if token_id >= model.vocab_size]
-        if too_high:
-            raise ConfigError(
-                f"`{key}` must hold ids below {model.vocab_size}, the vocabulary of model `{model.name}`, "
-                f"but holds {too_high[0]} ({place})."
-            )
-    if any(phrase == (eos,) for phrase in banned for eos in model.eos_token_ids):
-        raise ConfigError(f"`bad_words_ids` must not ban the end of text ({place}). Use `ignore_eos` to run past it.")
-    return strategy.model_copy(update={"bad_words_ids": tuple(dict.fromkeys(banned)), "bad_words": ()})
+def _resolved(strategy: Strategy, tokenizer: Tokenizer, model: Checkpoint) -> Strategy:
+    try:
+        return resolve(strategy, tokenizer, model)
+    except UnfitError as error:
+        raise ConfigError(f"{error.what} (strategy `{strategy.name}`). {error.way_out}") from None
 
 
 def _auto_shard_rows(job: Job, dataset: Dataset, model: Checkpoint) -> int:
@@ -158,8 +150,15 @@ def _auto_shard_rows(job: Job, dataset: Dataset, model: Checkpoint) -> int:
     Depends on the job alone, never on the machine: the plan, and with it the output, must be the same everywhere.
     """
     bytes_per_step = 24 + 8 * job.output.top_k
-    steps = sum(num_rows(s) * min(max_steps(s, 1), model.num_positions) for s in job.strategies)
+    steps = sum(num_rows(s) * _most_steps(s, job, model.num_positions) for s in job.strategies)
     input_bytes = UNPACKED * sum(file.size_bytes for file in dataset.files) // dataset.num_rows
-    repeated = input_bytes * sum(num_rows(s) for s in job.strategies)  # prompt and kept columns stand in every row
+    repeated = input_bytes * sum(map(num_rows, job.strategies))  # prompt and kept columns stand in every row
     spread = max(8, -(-dataset.num_rows // FEWEST_SHARDS))
     return max(1, min(MOST_SHARD_ROWS, spread, PART_BYTES // (steps * bytes_per_step + repeated)))
+
+
+def _most_steps(strategy: Strategy, job: Job, num_positions: int) -> int:
+    """Tokens that a row of this strategy can record; as many as there are positions where the row decides."""
+    if isinstance(strategy, Score) or {"max_new_tokens", "max_length"} & job.strategy_columns.keys():
+        return num_positions
+    return min(max_steps(strategy, 1), num_positions)

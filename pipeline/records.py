@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.strategies import Strategy
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
@@ -29,11 +29,19 @@ class RowError:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt under one strategy. `seeds` holds one seed per output row of the strategy."""
+    """One prompt under one strategy.
+
+    Attributes:
+        prompt_token_ids: the prompt; under `score` what stands before the scored tokens, at least one token.
+        strategy: with all words turned into token ids.
+        seeds: one per output row of the strategy.
+        target_token_ids: under `score`, the tokens to score.
+    """
 
     prompt_token_ids: tuple[int, ...]
     strategy: Strategy
     seeds: tuple[int, ...]
+    target_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,8 @@ class Completion:
 
     Attributes:
         token_ids: (S,) with the EOS or stop token that ended it.
-        finish_reason: `eos`, `stop`, `length` (the strategy's limit) or `context` (the model's).
+        finish_reason: `eos`, `stop`, `length` (the strategy's limit), `context` (the model's), or `scored` for tokens
+            that were given.
         stop_match: the stop string, or the stop token id, that ended it.
         token_logprobs: (S,) log-probability of each token under the model's own softmax, in nats.
         sampling_logprobs: (S,) the same under the distribution it was drawn from; None where nothing is drawn.
@@ -79,6 +88,6 @@ class Response:
 
 def row_seed(job_seed: int, row_id: str, strategy: str, sample_index: int) -> int:
     """Seed of one output row, in [0, 2**63): a pure function of what identifies the row, so that batch, shard and
-    replica cannot change what is drawn."""
+    replica cannot change what is drawn. A row that brings a seed of its own gives that, and "" for the id."""
     key = f"{job_seed}\0{row_id}\0{strategy}\0{sample_index}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1

@@ -32,6 +32,7 @@ def output_schema(kept: pa.Schema) -> pa.Schema:
         pa.field("top_probs", pa.list_(floats)),
         pa.field("cumulative_logprob", pa.float64()),
         pa.field("sequence_score", pa.float64()),
+        pa.field("perplexity", pa.float64()),
         pa.field("prompt_logprobs", floats),
         pa.field("seed", pa.int64()),
     ]

@@ -9,17 +9,21 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import NamedTuple, Protocol
 
 from pipeline import __version__, checkpoint
+from pipeline.checkpoint import Checkpoint
 from pipeline.config import Job
 from pipeline.dataset import Dataset, Slice, read
+from pipeline.input_rows import target_values
 from pipeline.metrics import Sums, part_sums
-from pipeline.prompts import Prompt, Rules, to_prompts
+from pipeline.overrides import overridden, seed_of
+from pipeline.prompts import Prompt, Rules, fitted, num_kept, scored, self_scored, target_uses, tokenised
 from pipeline.records import SCHEMA_VERSION, Completion, Request, Response, RowError, row_seed
-from pipeline.storage import LocalFolder
-from pipeline.strategies import NextToken, Strategy, num_rows
+from pipeline.storage import Folder
+from pipeline.strategies import NextToken, Score, Strategy, num_rows
 from pipeline.tokenizer import Tokenizer
 from pipeline.writer import OutputRow, build_table, encode_part
 
@@ -40,16 +44,29 @@ class Shard(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """An input row, by its position in the shard, under a strategy: one seed per output row."""
+    """An input row under a strategy.
+
+    Attributes:
+        position: of the row in the shard.
+        strategy: with what the row changes of it.
+        seeds: one per output row.
+        error: why the row cannot change it so.
+    """
 
     position: int
     strategy: Strategy
     seeds: tuple[int, ...]
+    error: RowError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A published part: what the manifest says of it, and the seconds its shard took here."""
+    """A part: what the manifest says of it, and the seconds its shard took here.
+
+    Attributes:
+        sha256: of what is stored under the key; empty before.
+        unpublished: the bytes, as long as nobody has stored them.
+    """
 
     key: str
     rows: int
@@ -57,6 +74,7 @@ class Part:
     sums: dict[str, Sums]
     truncated_prompts: int
     seconds: float = 0.0
+    unpublished: bytes | memoryview | None = field(default=None, repr=False)
 
     @property
     def ok(self) -> int:
@@ -79,7 +97,7 @@ class Setup:
         strategies: the job's, with words turned into token ids.
         model: how a replica finds the checkpoint: folder or `demo` and None, or hub id and commit.
         rules: for prompts.
-        eos_token_ids: of the model.
+        checkpoint: what the driver found out about it.
         folder: the output.
         metadata: of every part.
     """
@@ -89,8 +107,8 @@ class Setup:
     strategies: tuple[Strategy, ...]
     model: tuple[str, str | None]
     rules: Rules
-    eos_token_ids: tuple[int, ...]
-    folder: LocalFolder
+    checkpoint: Checkpoint
+    folder: Folder
     metadata: dict[str, str]
 
 
@@ -121,7 +139,7 @@ def make_engine(setup: Setup, tokenizer: Tokenizer) -> Generates:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Engine(
         load_model(str(checkpoint.locate(*setup.model)), setup.job.model.dtype, device),
-        eos_token_ids=setup.eos_token_ids,
+        eos_token_ids=setup.checkpoint.eos_token_ids,
         token_bytes=tokenizer.token_bytes,
         num_alternatives=setup.job.output.top_k,
         with_prompt_logprobs=setup.job.output.prompt_logprobs,
@@ -129,57 +147,118 @@ def make_engine(setup: Setup, tokenizer: Tokenizer) -> Generates:
 
 
 def open_worker(setup: Setup, engine_maker: EngineMaker = make_engine) -> Callable[[Shard], Part]:
-    """Load what a worker needs once; returns the function that does a shard."""
+    """Load what a worker needs once; returns the function that does a shard.
+
+    Raises:
+        ModelError: the checkpoint found here is not the planned one.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # replicas, not threads, use the cores
-    tokenizer = Tokenizer(checkpoint.locate(*setup.model), setup.rules.vocab_size)
+    model = checkpoint.locate(*setup.model)
+    checkpoint.check_unchanged(model, setup.checkpoint.digests)
+    tokenizer = Tokenizer(model, setup.rules.vocab_size)
     engine = engine_maker(setup, tokenizer)
     return lambda shard: process_shard(shard, setup, tokenizer, engine)
 
 
 def process_shard(shard: Shard, setup: Setup, tokenizer: Tokenizer, engine: Generates) -> Part:
-    """Read, tokenise, generate, record, write, publish."""
+    """Read, tokenise, generate, record, write, publish; where only the driver may publish, the bytes go to it."""
     start = time.perf_counter()
     rows = read(setup.dataset, shard.lo, shard.hi)
-    prompts = to_prompts(rows.prompts, tokenizer, setup.rules)
-    pairs = make_pairs(rows.row_ids, setup)
+    pairs = make_pairs(rows, tokenizer, setup)
+    prompts = make_prompts(rows, pairs, tokenizer, setup)
     responses = answer(pairs, prompts, engine)
     output = [
-        row for pair in zip(pairs, responses, strict=True) for row in output_rows(*pair, rows, prompts, tokenizer)
+        row for pair in zip(pairs, prompts, responses, strict=True) for row in output_rows(*pair, rows, tokenizer)
     ]
     table = build_table(output, rows.kept)
-    sums, truncated = part_sums(table), sum(prompt.is_truncated for prompt in prompts)
+    sums = part_sums(table)
+    truncated = len({pair.position for pair, prompt in zip(pairs, prompts, strict=True) if prompt.is_truncated})
     facts = {"batchgen.sums": json.dumps(sums), "batchgen.truncated_prompts": str(truncated)}
-    sha256 = setup.folder.publish(shard.key, encode_part(table, setup.metadata | facts))
-    return Part(shard.key, table.num_rows, sha256, sums, truncated, time.perf_counter() - start)
+    data = encode_part(table, setup.metadata | facts)
+    part = Part(shard.key, table.num_rows, "", sums, truncated, unpublished=data)
+    done = published(part, setup.folder) if setup.folder.is_exclusive else replace(part, unpublished=bytes(data))
+    return replace(done, seconds=time.perf_counter() - start)
 
 
-def make_pairs(row_ids: Sequence[str], setup: Setup) -> list[Pair]:
+def published(part: Part, folder: Folder) -> Part:
+    """The part, stored in the folder; as it is if it was stored before."""
+    if part.unpublished is None:
+        return part
+    return replace(part, sha256=folder.publish(part.key, part.unpublished), unpublished=None)
+
+
+def make_pairs(rows: Slice, tokenizer: Tokenizer, setup: Setup) -> list[Pair]:
     """Every input row of the shard under every strategy, in the order of the output."""
-    seed = setup.job.seed
-    return [
-        Pair(position, strategy, tuple(row_seed(seed, row_id, strategy.name, n) for n in range(num_rows(strategy))))
-        for position, row_id in enumerate(row_ids)
-        for strategy in setup.strategies
-    ]
+    columns = setup.job.strategy_columns
+    pairs = []
+    for position, row_id in enumerate(rows.row_ids):
+        row = {column: rows.others[column][position] for column in columns.values()}
+        seed = seed_of(row, columns)
+        seeded = (seed, "") if isinstance(seed, int) else (setup.job.seed, row_id)  # a seed of its own needs no id
+        for written, resolved in zip(setup.job.strategies, setup.strategies, strict=True):
+            changed = overridden(written, row, columns, tokenizer, setup.checkpoint) or resolved
+            error = next((each for each in (seed, changed) if isinstance(each, RowError)), None)
+            strategy = resolved if isinstance(changed, RowError) else changed
+            seeds = tuple(row_seed(*seeded, strategy.name, sample) for sample in range(num_rows(strategy)))
+            pairs.append(Pair(position, strategy, seeds, error))
+    return pairs
+
+
+def make_prompts(rows: Slice, pairs: Sequence[Pair], tokenizer: Tokenizer, setup: Setup) -> list[Prompt]:
+    """What each pair gives the model, or why it cannot."""
+    whole = tokenised(rows.prompts, tokenizer, setup.rules)
+    targets = _targets(rows, tokenizer, setup)
+    prompts = []
+    for position, of_row in groupby(pairs, key=lambda pair: pair.position):
+        row = list(of_row)
+        kept = num_kept((pair.strategy for pair in row), setup.rules.num_positions)
+        shared = fitted(whole[position], setup.rules, kept)
+        prompts += [_prompt(pair, whole[position], shared, targets, setup) for pair in row]
+    return prompts
+
+
+def _targets(rows: Slice, tokenizer: Tokenizer, setup: Setup) -> dict[str, list[Prompt]]:
+    """The tokens of each target column."""
+    columns = dict.fromkeys(use.column for use in target_uses(setup.job))
+    values = {
+        column: target_values(column, rows.others[column], lambda i: f"row {rows.first_row + i} of the input")
+        for column in columns
+    }
+    return {column: tokenised(values[column], tokenizer, setup.rules) for column in columns}
+
+
+def _prompt(pair: Pair, whole: Prompt, shared: Prompt, targets: dict[str, list[Prompt]], setup: Setup) -> Prompt:
+    """What a pair gives the model: the prompt that all strategies of a row share, unless it is to be scored."""
+    if isinstance(whole.token_ids, RowError):
+        return whole
+    match pair:
+        case Pair(error=RowError() as error):
+            return whole._replace(token_ids=error)
+        case Pair(strategy=Score(target_column=None, add_bos=add_bos)):
+            bos = setup.checkpoint.bos_token_id
+            return self_scored(whole, () if add_bos is False or bos is None else (bos,), setup.rules)
+        case Pair(strategy=Score(target_column=str(column))):
+            return scored(whole, targets[column][pair.position], setup.rules)
+        case _:
+            return shared
 
 
 def answer(pairs: Sequence[Pair], prompts: Sequence[Prompt], engine: Generates) -> list[Response]:
     """A response per pair: the engine's, or the error of a prompt that cannot be used."""
-    token_ids = [prompts[pair.position].token_ids for pair in pairs]
     requests = [
-        Request(ids, pair.strategy, pair.seeds)
-        for pair, ids in zip(pairs, token_ids, strict=True)
-        if not isinstance(ids, RowError)
+        Request(prompt.token_ids, pair.strategy, pair.seeds, prompt.target_token_ids)
+        for pair, prompt in zip(pairs, prompts, strict=True)
+        if not isinstance(prompt.token_ids, RowError)
     ]
     generated = iter(engine.generate(requests))
+    token_ids = [prompt.token_ids for prompt in prompts]
     return [Response(ids) if isinstance(ids, RowError) else next(generated) for ids in token_ids]
 
 
 def output_rows(
-    pair: Pair, response: Response, rows: Slice, prompts: Sequence[Prompt], tokenizer: Tokenizer
+    pair: Pair, prompt: Prompt, response: Response, rows: Slice, tokenizer: Tokenizer
 ) -> Iterator[OutputRow]:
     """The rows of a pair, one per sample, errors included."""
-    prompt = prompts[pair.position]
     for sample, seed in enumerate(pair.seeds):
         done = response.completions
         result = done if isinstance(done, RowError) else done[sample]

@@ -76,10 +76,10 @@ class Tokenizer:
             text = text[: found[0]]
         return text.decode("utf-8", errors="replace")
 
-    def bad_words_ids(self, words: Iterable[str]) -> list[tuple[int, ...]]:
+    def variants_ids(self, words: Iterable[str]) -> list[tuple[int, ...]]:
         """Token-id sequences of words: as given, lower, Capitalised and UPPER, each with and without a leading space.
 
-        A ban works on these sequences; the same letters cut into other tokens are not caught.
+        What bans or allows words works on these sequences; the same letters cut into other tokens are not caught.
         """
         variants = [
             space + form

@@ -111,9 +111,18 @@ def _columns(rows: Sequence[OutputRow]) -> dict[str, Any]:
         "top_probs": [each.top_probs if each else None for each in done],
         "cumulative_logprob": [float(each.token_logprobs.sum(dtype=np.float64)) if each else None for each in done],
         "sequence_score": [each.sequence_score if each else None for each in done],
+        "perplexity": [_perplexity(each.token_logprobs) if each else None for each in done],
         "prompt_logprobs": [row.prompt_logprobs if each else None for row, each in both],
         "seed": [row.seed for row in rows],
     }
+
+
+def _perplexity(token_logprobs: FloatArray) -> float | None:
+    """exp of the mean negative log-probability, in float64; None of no tokens."""
+    if not len(token_logprobs):
+        return None
+    with np.errstate(over="ignore"):  # infinite below a mean of -709
+        return float(np.exp(-token_logprobs.sum(dtype=np.float64) / len(token_logprobs)))
 
 
 def _typed(values: Any, type_: pa.DataType) -> pa.Array:

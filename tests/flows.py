@@ -14,6 +14,7 @@ from pipeline import job
 from pipeline.config import Job
 from pipeline.records import Completion, Request, Response, RowError
 from pipeline.shard import Setup
+from pipeline.strategies import Score
 from pipeline.tokenizer import Tokenizer
 
 GREEDY = {"name": "greedy", "type": "greedy", "max_new_tokens": 4}
@@ -21,7 +22,7 @@ SAMPLES = {"name": "samples", "type": "sampling", "max_new_tokens": 4, "num_retu
 
 
 class EchoEngine:
-    """Completes a prompt with its own first two tokens; fails on prompts that start with token 0."""
+    """Completes a prompt with its own first two tokens, or scores its target; fails on prompts that start with 0."""
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
         return [self._response(request) for request in requests]
@@ -29,14 +30,15 @@ class EchoEngine:
     def _response(self, request: Request) -> Response:
         if request.prompt_token_ids[0] == 0:
             return Response(RowError("no_token_left", "nothing left"))
-        tokens = np.array(request.prompt_token_ids[:2], np.int32)
+        is_scored = isinstance(request.strategy, Score)
+        tokens = np.array(request.target_token_ids if is_scored else request.prompt_token_ids[:2], np.int32)
         steps = np.arange(len(tokens))
         completion = Completion(
             token_ids=tokens,
-            finish_reason="length",
+            finish_reason="scored" if is_scored else "length",
             stop_match=None,
             token_logprobs=np.float32(-steps),
-            sampling_logprobs=np.float32(-steps / 2),
+            sampling_logprobs=None if is_scored else np.float32(-steps / 2),
             token_ranks=np.int32(steps + 1),
             entropies=np.float32(steps),
             top_token_ids=np.int32([[1, 2, 3]] * len(tokens)),

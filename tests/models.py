@@ -32,10 +32,18 @@ def random_model(
 
 def engine_for(model: GPT2LMHeadModel, *, eos: int = 5, num_alternatives: int = 5, **settings: Any) -> Engine:
     """An engine over a transformers model; token i prints as the character with code 32 + i % 90."""
-    token_bytes = [bytes([32 + i % 90]) for i in range(model.config.vocab_size)]
     return Engine(
-        GPT2(model), eos_token_ids=(eos,), token_bytes=token_bytes, num_alternatives=num_alternatives, **settings
+        GPT2(model),
+        eos_token_ids=(eos,),
+        token_bytes=token_bytes(model.config.vocab_size),
+        num_alternatives=num_alternatives,
+        **settings,
     )
+
+
+def token_bytes(vocab_size: int) -> list[bytes]:
+    """What the tokens print as."""
+    return [bytes([32 + i % 90]) for i in range(vocab_size)]
 
 
 def uneven_prompts(count: int, *, vocab_size: int, longest: int = 20, seed: int = 0) -> list[tuple[int, ...]]:

@@ -26,6 +26,7 @@ def ending_of(strategy: Strategy, *, limit: int = 100, limit_reason: str = "leng
     return Ending(
         strategy=strategy,
         eos_token_ids=frozenset() if eos is None else frozenset({eos}),
+        num_prompt_tokens=1,
         limit=limit,
         limit_reason=limit_reason,
         token_bytes=TOKEN_BYTES,
@@ -39,7 +40,7 @@ def step(token: int, previous: Step | None = None, logprob: float = -1.0) -> Ste
 
 def after(ending: Ending, *tokens: int) -> Hypothesis:
     """The hypothesis in slot 0 after these tokens."""
-    row = Hypothesis(0)
+    row = Hypothesis((0,))
     for token in tokens:
         row = ending.child(row, step(token, row.step))
     return row
@@ -60,26 +61,26 @@ def test_a_row_runs_on_without_a_reason_to_end() -> None:
 )
 def test_a_token_ends_a_row_by_its_own_reason(token: int, reason: tuple[str, str | int | None] | None) -> None:
     ending = ending_of(greedy(stop_token_ids=(3,), stop_strings=("END",)))
-    assert ending.reason(Hypothesis(0), token) == reason
+    assert ending.reason(Hypothesis((0,)), token) == reason
 
 
 def test_an_end_of_text_token_that_is_also_a_stop_token_counts_as_eos() -> None:
     ending = ending_of(greedy(stop_token_ids=(EOS,)))
-    assert ending.reason(Hypothesis(0), EOS) == ("eos", None)
+    assert ending.reason(Hypothesis((0,)), EOS) == ("eos", None)
     assert ending.stop_token_ids == (EOS,)
 
 
 def test_a_stop_token_counts_before_a_stop_string_and_both_before_the_limit() -> None:
     ending = ending_of(greedy(stop_token_ids=(5,), stop_strings=("END", "a")), limit=1)
-    assert ending.reason(Hypothesis(0), 5) == ("stop", 5)
-    assert ending.reason(Hypothesis(0), 0) == ("stop", "a")
-    assert ending.reason(Hypothesis(0), EOS) == ("eos", None)
-    assert ending.reason(Hypothesis(0), 1) == ("length", None)
+    assert ending.reason(Hypothesis((0,)), 5) == ("stop", 5)
+    assert ending.reason(Hypothesis((0,)), 0) == ("stop", "a")
+    assert ending.reason(Hypothesis((0,)), EOS) == ("eos", None)
+    assert ending.reason(Hypothesis((0,)), 1) == ("length", None)
 
 
 def test_without_eos_tokens_end_of_text_is_a_token_like_any_other() -> None:
     ending = ending_of(greedy(), eos=None)
-    assert ending.reason(Hypothesis(0), EOS) is None
+    assert ending.reason(Hypothesis((0,)), EOS) is None
     assert ending.stop_token_ids == ()
 
 
@@ -108,7 +109,7 @@ def test_a_stop_string_may_span_tokens_and_end_inside_one() -> None:
 def test_the_first_of_two_stop_strings_in_one_token_is_the_match() -> None:
     for stops in (("b", "a."), ("a.", "b")):
         ending = ending_of(greedy(stop_strings=stops))
-        assert ending.reason(Hypothesis(0), 6) == ("stop", "a.")
+        assert ending.reason(Hypothesis((0,)), 6) == ("stop", "a.")
 
 
 def test_a_character_split_over_two_tokens_is_found_in_their_bytes() -> None:
@@ -153,12 +154,12 @@ def test_a_completion_is_read_from_its_steps_in_order() -> None:
 
 def test_beams_that_share_a_beginning_are_read_back_apart() -> None:
     shared = step(1, step(0))
-    ends = [completion(step(token, shared), 2, ("length", None), -1.0) for token in (2, 3)]
+    ends = [completion(step(token, shared), 2, ("length", None)) for token in (2, 3)]
     assert [end.token_ids.tolist() for end in ends] == [[0, 1, 2], [0, 1, 3]]
 
 
 def test_a_beam_has_a_score_and_no_sampling_logprobs() -> None:
-    done = completion(step(1), 2, ("eos", None), -0.75)
+    done = completion(step(1), 2, ("eos", None), is_drawn=False, sequence_score=-0.75)
     assert (done.sequence_score, done.sampling_logprobs) == (-0.75, None)
 
 
@@ -177,9 +178,9 @@ def test_a_completion_without_tokens_has_empty_arrays_of_the_right_types() -> No
 
 
 def test_moving_a_row_changes_its_slot_only() -> None:
-    row = Hypothesis(3, step(1), 1, b"tail")
-    assert row.moved(5) == Hypothesis(5, row.step, 1, b"tail")
-    assert row.moved(3) is row
+    row = Hypothesis((3,), step(1), 1, b"tail")
+    assert row.moved((5,)) == Hypothesis((5,), row.step, 1, b"tail")
+    assert row.moved((3,)) is row
 
 
 # which beams run on and finish
@@ -283,12 +284,12 @@ def test_children_follow_their_parents_and_keep_their_order() -> None:
     assert search.scores == [-1.0, -1.5]
 
 
-def test_early_stopping_ends_the_search_at_num_beams_finished_and_adds_no_more() -> None:
+def test_early_stopping_ends_the_search_at_num_beams_finished() -> None:
     search = beams_of([0], [1], scores=[-0.1, -0.2], finished=[-5.0], early_stopping=True)
     assert not search.is_done
     search.advance([(Candidate(-0.1, 0, 1), step(1))], [Finished(-6.0, step(EOS), ("eos", None))])
     assert search.is_done
-    assert search.choose([Candidate(-0.1, 0, EOS), Candidate(-0.2, 0, 1)]) == ([Candidate(-0.2, 0, 1)], [])
+    assert search.running == []
 
 
 @pytest.mark.parametrize("finished", [[], [-1.0]])

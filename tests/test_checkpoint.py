@@ -62,6 +62,7 @@ def test_demo_is_the_model_in_the_package() -> None:
         commit=found.commit,
         digests={name: sha256(DEMO / name) for name in names},
         num_positions=128,
+        num_layers=3,
         vocab_size=768,
         eos_token_ids=(767,),
         bos_token_id=767,
@@ -81,10 +82,10 @@ def test_a_folder_in_the_home_folder_is_found(folder: Path, monkeypatch: pytest.
 
 
 def test_what_the_files_do_not_say_is_gpt2s(folder: Path) -> None:
-    change(folder / "config.json", n_positions=..., vocab_size=..., eos_token_id=..., bos_token_id=...)
+    change(folder / "config.json", n_positions=..., n_layer=..., vocab_size=..., eos_token_id=..., bos_token_id=...)
     (folder / "generation_config.json").unlink()
     found = inspect(str(folder))
-    assert (found.num_positions, found.vocab_size) == (1024, 50257)
+    assert (found.num_positions, found.num_layers, found.vocab_size) == (1024, 12, 50257)
     assert (found.eos_token_ids, found.bos_token_id) == ((50256,), 50256)
 
 

@@ -41,6 +41,22 @@ def source(tmp_path: Path) -> Path:
     return write_prompts(tmp_path / "prompts.parquet", PROMPTS)
 
 
+NEWER: list[dict[str, Any]] = [
+    {"name": "contrast", "type": "contrastive_search", "max_new_tokens": 6, "penalty_alpha": 0.6, "top_k": 3},
+    {"name": "dola", "type": "dola", "max_new_tokens": 6, "dola_layers": "low"},
+    {"name": "guided", "type": "greedy", "max_new_tokens": 6, "guidance_scale": 1.5, "negative_prompt": " the"},
+    {"name": "typical", "type": "sampling", "max_new_tokens": 6, "typical_p": 0.9, "eta_cutoff": 0.001},
+    *(
+        {"name": name, "type": "beam_search", "max_new_tokens": 6, "num_beams": 4, "num_return_sequences": 2, **values}
+        for name, values in {
+            "drawn": {"do_sample": True, "top_k": 20},
+            "diverse": {"num_beam_groups": 2, "diversity_penalty": 1.0},
+            "forced": {"force_words": ["fox"]},
+        }.items()
+    ),
+]
+
+
 def on_ray(work: Job, **run: object) -> RayExecutor:
     return RayExecutor(work.run.model_copy(update={"gpus_per_replica": 0.0, **run}))
 
@@ -52,6 +68,7 @@ def test_one_replica_three_replicas_and_no_ray_give_the_same_bytes(source: Path,
         {"name": "pure", "type": "sampling", "max_new_tokens": 12, "temperature": 1.2},
         {"name": "beams", "type": "beam_search", "max_new_tokens": 12, "num_beams": 3, "num_return_sequences": 2},
         {"name": "next", "type": "next_token"},
+        *NEWER,
     ]
     jobs = {name: make_job(source, tmp_path / name, strategies=strategies) for name in ("here", "one", "three")}
     job.run(jobs["here"], job.here)
@@ -61,6 +78,16 @@ def test_one_replica_three_replicas_and_no_ray_give_the_same_bytes(source: Path,
     assert len(expected) == 7
     assert part_bytes(tmp_path / "one") == expected
     assert part_bytes(tmp_path / "three") == expected
+
+
+def test_shards_of_any_size_give_the_same_tokens(source: Path, tmp_path: Path) -> None:
+    tables = []
+    for rows in (2, 21):
+        work = make_job(source, tmp_path / f"{rows}", strategies=NEWER, run={"shard_rows": rows})
+        job.run(work, job.here)
+        tables.append(read_output(tmp_path / f"{rows}").select(["row_id", "strategy", "token_ids", "finish_reason"]))
+    assert tables[0].equals(tables[1])
+    assert tables[0].num_rows == 10 * len(PROMPTS)
 
 
 class DyingEngine(EchoEngine):

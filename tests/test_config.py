@@ -154,7 +154,7 @@ def test_more_than_one_gpu_comes_whole() -> None:
 
 def test_strategy_names_are_unique() -> None:
     given = [GREEDY, {"name": "other", "type": "next_token"}, {"name": "greedy", "type": "next_token"}]
-    what = "strategy names must be unique, but strategies[0] is `greedy` too"
+    what = "strategy names must be unique, but an earlier one is `greedy` too"
     assert errors(strategies=given) == [(what, ("strategies", 2, "name"))]
 
 

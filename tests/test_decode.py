@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import fields
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipeline.engine import GPT2, Engine
 from pipeline.engine.cache import SlotCache
+from pipeline.engine.model import States
 from pipeline.records import Completion, Request, Response, RowError
 from pipeline.strategies import BeamSearch, Greedy, NextToken, Sampling, Strategy
+from tests.distributions import distribution
 from tests.models import engine_for, random_model
 
 EOS = 7
@@ -272,8 +276,7 @@ def test_all_tokens_banned_is_an_error_that_names_its_step() -> None:
     for response in run(engine_of(chain()), *work):
         assert response.completions == RowError(
             "no_token_left",
-            "the strategy's bans leave no token to generate at step 1; relax bad_words, no_repeat_ngram_size or "
-            "min_new_tokens",
+            "no token is left to generate at step 1; relax bad_words",
         )
 
 
@@ -311,6 +314,13 @@ def test_fewer_beams_than_to_be_returned_are_an_error() -> None:
     (two,) = run(engine, ((0,), beams(bad_words_ids=only_one, max_new_tokens=3, num_return_sequences=2)))
     assert isinstance(two.completions, RowError)
     assert two.completions.type == "too_few_beams"
+
+
+def test_forced_words_need_no_way_to_stop() -> None:
+    """A ban of no stop tokens at all was a crash, and with it the end of the shard."""
+    strategy = beams(force_words_ids=((3,),), ignore_eos=True, max_new_tokens=4)
+    (response,) = run(engine_of(chain()), ((0,), strategy))
+    assert outcome(response) == [([1, 2, 3, 4], "length", None)]
 
 
 def broken_chain(token: int) -> GPT2LMHeadModel:
@@ -515,9 +525,11 @@ class Watched(GPT2):
         self.caches.append((slots, positions))
         return super().new_cache(slots, positions)
 
-    def prefill(self, cache: SlotCache, first_slot: int, prompts: list[tuple[int, ...]]) -> torch.Tensor:
+    def prefill(
+        self, cache: SlotCache, first_slot: int, prompts: list[tuple[int, ...]], early: Collection[int] = ()
+    ) -> States:
         self.prefills.append(prompts)
-        return super().prefill(cache, first_slot, prompts)
+        return super().prefill(cache, first_slot, prompts, early)
 
 
 def watched_engine(source: GPT2LMHeadModel, **settings: Any) -> tuple[Engine, Watched]:
@@ -610,3 +622,25 @@ def test_samples_of_a_model_follow_its_joint_distribution_over_two_steps() -> No
     expected = (probs[0][:, None] * probs).flatten().numpy() * 4096
     assert expected.min() > 5
     assert stats.chisquare(observed, expected).pvalue > 1e-4
+
+
+def drawn_pairs(strategy: BeamSearch, table: torch.Tensor, num_rows: int) -> list[tuple[int, int]]:
+    """The first tokens of the two beams of so many rows, the lower id first."""
+    requests = [Request((0,), strategy, (seed, seed)) for seed in range(num_rows)]
+    responses = engine_of(table_model(table), max_slots=4096, num_alternatives=0).generate(requests)
+    return [tuple(sorted(int(done.token_ids[0]) for done in response.completions)) for response in responses]  # type: ignore[misc, union-attr]
+
+
+@pytest.mark.parametrize("values", [{}, {"temperature": 1.5}, {"top_k": 4}], ids=["plain", "temperature", "top_k"])
+def test_drawn_beams_are_drawn_without_replacement_by_their_distribution(values: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    table = torch.randn(6, 6)
+    strategy = beams(num_return_sequences=2, max_new_tokens=1, do_sample=True, ignore_eos=True, **values)
+    probs = distribution(strategy, table[0].numpy())
+    pairs = list(combinations(np.flatnonzero(probs).tolist(), 2))
+    # one after the other, each from what the other leaves
+    expected = [probs[a] * probs[b] * (1 / (1 - probs[a]) + 1 / (1 - probs[b])) for a, b in pairs]
+    drawn = Counter(drawn_pairs(strategy, table, 3000))
+    assert set(drawn) <= set(pairs)
+    assert min(expected) * 3000 > 5
+    assert stats.chisquare([drawn[pair] for pair in pairs], np.array(expected) * 3000).pvalue > 1e-4

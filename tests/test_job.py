@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, InputError, ModelError, OutputError, St
 from pipeline.plan import make_plan
 from pipeline.records import row_seed
 from pipeline.shard import Part, Shard
+from pipeline.strategies import PROCESSORS, SAMPLERS
 from tests.flows import echo, make_job, part_bytes, read_output, run_echo, write_prompts
 
 PROMPTS = ["The quiet fox", "Every bee", None, "", "I skip across the", "Today", "Every bee", "x" * 2000]
@@ -102,6 +103,8 @@ def test_the_manifest_accounts_for_every_row_and_byte(source: Path, tmp_path: Pa
         assert part["sha256"] == hashlib.sha256((folder / part["key"]).read_bytes()).hexdigest()
         assert part["rows"] == pq.read_metadata(folder / part["key"]).num_rows
     assert manifest["determinism"] == "exact"
+    assert (manifest["processors"], manifest["samplers"]) == ([*PROCESSORS], [*SAMPLERS])
+    assert manifest["samplers"][:3] == ["temperature", "top_h", "top_k"]
     assert (folder / "_SUCCESS").read_bytes() == b""
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
@@ -212,7 +215,7 @@ def test_another_job_in_the_same_folder_is_refused_and_told_what_differs(source:
 def test_a_changed_input_is_another_job(source: Path, tmp_path: Path) -> None:
     run_echo(make_job(source, tmp_path / "out"))
     write_prompts(source, [*PROMPTS[:-1], "y"], topic=["t"] * len(PROMPTS))
-    with pytest.raises(OutputError, match=r"inputs\.0\.sha256"):
+    with pytest.raises(OutputError, match=r'inputs\.0 \(prompts\.parquet\)\.sha256: "\w{64}" -> "\w{64}"'):
         run_echo(make_job(source, tmp_path / "out"))
 
 
@@ -400,7 +403,7 @@ def test_a_finished_run_that_lost_a_part_computes_it_again(source: Path, tmp_pat
 @pytest.mark.parametrize(
     ("output", "error", "message"),
     [
-        ("s3://bucket/out", ConfigError, "must be a folder on a file system, but is 's3://bucket/out'"),
+        ("hdfs://host/out", ConfigError, "or begin with s3:// or gs:// or az://, but is 'hdfs://host/out'"),
         ("{tmp}/prompts.parquet", OutputError, "is a file"),
         ("{tmp}", ConfigError, r"holds input file .*prompts\.parquet"),
     ],

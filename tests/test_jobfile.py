@@ -18,7 +18,9 @@ from jsonschema.exceptions import best_match
 from pipeline.config import InputConfig, Job, ModelConfig, OutputConfig, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.jobfile import json_schema, load_job, parse_job
-from pipeline.strategies import BeamSearch, Greedy, NextToken, Sampling
+from pipeline.jobfile_schema import strategy_types
+from pipeline.reasons import DOES, SO
+from pipeline.strategies import BeamSearch, ContrastiveSearch, Dola, Greedy, NextToken, Sampling, Score
 
 JOB = """\
 model: demo
@@ -43,7 +45,7 @@ VALUES: dict[str, Any] = {
         {"name": "nucleus", "type": "sampling", "max_new_tokens": 40},
     ],
 }
-PYDANTIC = ("pydantic", "Input should", "tagged-union", "tuple[", "literal[", "constrained", "function-after")
+PYDANTIC = ("pydantic", "Input should", "tagged-union", "tuple[", "literal[", "constrained-", "function-")
 
 Load = Callable[..., Job]
 
@@ -226,7 +228,8 @@ def test_a_value_from_an_override_is_shown_as_that(load: Load) -> None:
 
 def test_a_key_of_another_type_of_strategy_is_said_to_be_that(load: Load) -> None:
     assert refusal(load, JOB.replace("type: greedy", "type: greedy\n    temperature: 0.8")) == (
-        "error: `temperature` does not apply to `type: greedy`\n"
+        "error: `temperature` does not apply to `type: greedy`: "
+        "greedy always takes the most probable token, so nothing is drawn\n"
         " --> job.yaml:9:5, strategies[0] (greedy)\n"
         "9 |     temperature: 0.8\n"
         "  |     ^^^^^^^^^^^\n"
@@ -238,7 +241,8 @@ def test_a_key_of_another_type_of_strategy_is_said_to_be_that(load: Load) -> Non
 
 def test_an_unknown_type_lists_the_types_nearest_first(load: Load) -> None:
     assert refusal(load, JOB.replace("type: sampling", "type: sample")) == (
-        "error: `type` must be `sampling`, `beam_search`, `greedy` or `next_token`, but is 'sample'\n"
+        "error: `type` must be `sampling`, `score`, `beam_search`, `dola`, `greedy`, `contrastive_search` or "
+        "`next_token`, but is 'sample'\n"
         " --> job.yaml:11:11, strategies[1] (nucleus)\n"
         "11 |     type: sample\n"
         "   |           ^^^^^^\n"
@@ -339,22 +343,6 @@ def test_errors_of_a_dict_have_no_file_but_name_the_strategy() -> None:
 @pytest.mark.parametrize(
     ("kind", "line", "what", "way_out"),
     [
-        ("greedy", "do_sample: true", "unknown key `do_sample`", "Use `type: sampling`."),
-        ("greedy", "do_sample: false", "unknown key `do_sample`", "Leave it out: `type: greedy` says it."),
-        ("sampling", "do_sample: true", "unknown key `do_sample`", "Leave it out: `type: sampling` says it."),
-        ("sampling", "do_sample: false", "unknown key `do_sample`", "Use `type: greedy`."),
-        (
-            "greedy",
-            "num_beams: 4",
-            "`num_beams` does not apply to `type: greedy`",
-            "Use `type: beam_search`, or leave it out.",
-        ),
-        (
-            "greedy",
-            "num_return_sequences: 4",
-            "`num_return_sequences` does not apply to `type: greedy`",
-            "Use `type: sampling` or `type: beam_search`, or leave it out.",
-        ),
         (
             "greedy",
             "temprature: 1",
@@ -435,7 +423,7 @@ def test_errors_of_a_dict_have_no_file_but_name_the_strategy() -> None:
         (
             "greedy",
             "repetition_penalty: 0",
-            "`repetition_penalty` must be a number above 0, but is 0",
+            "`repetition_penalty` must be a number in [0.001, 1000], but is 0",
             "Leave it out to turn it off.",
         ),
         (
@@ -537,7 +525,7 @@ def test_a_wrong_key_of_a_strategy_is_told_with_a_way_out(
             "output:",
             "colour: red\noutput:",
             "unknown key `colour`",
-            "Known here: `model`, `input`, `output`, `strategies`, `seed`, `run`.",
+            "Known here: `model`, `input`, `output`, `strategies`, `strategy_columns`, `seed`, `run`.",
         ),
         (
             "output:",
@@ -563,18 +551,20 @@ def test_a_wrong_key_of_a_strategy_is_told_with_a_way_out(
             "name: nucleus\n    type: sampling",
             "name: nucleus",
             "`type` is missing",
-            "It must be `greedy`, `sampling`, `beam_search` or `next_token`.",
+            "It must be `greedy`, `sampling`, `beam_search`, `contrastive_search`, `dola`, `next_token` or `score`.",
         ),
         (
             "type: sampling",
             "type: nucleus",
-            "`type` must be `next_token`, `greedy`, `sampling` or `beam_search`, but is 'nucleus'",
+            "`type` must be `score`, `next_token`, `dola`, `contrastive_search`, `greedy`, `sampling` or "
+            "`beam_search`, but is 'nucleus'",
             "Use `type: sampling`, with the filter as a key of it.",
         ),
         (
             "type: sampling",
             "type: [greedy]",
-            "`type` must be `greedy`, `sampling`, `beam_search` or `next_token`, but is ['greedy']",
+            "`type` must be `greedy`, `sampling`, `beam_search`, `contrastive_search`, `dola`, `next_token` or "
+            "`score`, but is ['greedy']",
             "Way of decoding, which decides what other keys there are.",
         ),
         (
@@ -592,7 +582,7 @@ def test_a_wrong_key_of_a_strategy_is_told_with_a_way_out(
         (
             "name: nucleus",
             "name: greedy",
-            "strategy names must be unique, but strategies[0] is `greedy` too",
+            "strategy names must be unique, but an earlier one is `greedy` too",
             "",
         ),
     ],
@@ -604,16 +594,19 @@ def test_a_wrong_key_anywhere_is_told_with_a_way_out(load: Load, old: str, new: 
 @pytest.mark.parametrize(
     ("line", "what", "way_out"),
     [
-        ("do_sample: true", "unknown key `do_sample`", "Leave it out: beam sampling is not there yet."),
-        ("num_beam_groups: 2", "unknown key `num_beam_groups`", "Leave it out: diverse beam search is not there yet."),
         (
-            "temperature: 1.0",
-            "`temperature` does not apply to `type: beam_search`",
-            "Use `type: sampling`, or leave it out.",
+            "temperature: 2",
+            "`temperature` has no effect without `do_sample: true`: beams take the best candidates otherwise",
+            "",
         ),
         (
             "num_return_sequences: 4",
             "`num_return_sequences` (4) must not be above `num_beams` (3)",
+            "",
+        ),
+        (
+            "forced_eos_token_id: 3\n  suppress_tokens: [2, 3]",
+            "`forced_eos_token_id` forces token 3, which `suppress_tokens` bans",
             "",
         ),
         (
@@ -631,6 +624,284 @@ def test_a_wrong_key_anywhere_is_told_with_a_way_out(load: Load, old: str, new: 
 def test_a_wrong_key_of_beam_search_is_told_with_a_way_out(load: Load, line: str, what: str, way_out: str) -> None:
     text = "model: demo\ninput: {path: a}\noutput: {path: o}\nstrategies:\n- name: s\n  type: beam_search\n"
     assert one_refusal(load, f"{text}  max_new_tokens: 20\n  num_beams: 3\n  {line}\n") == (what, way_out)
+
+
+REQUIRED: dict[str, dict[str, Any]] = {
+    "greedy": {"max_new_tokens": 20},
+    "sampling": {"max_new_tokens": 20},
+    "beam_search": {"max_new_tokens": 20, "num_beams": 4},
+    "contrastive_search": {"max_new_tokens": 20, "penalty_alpha": 0.6, "top_k": 4},
+    "dola": {"max_new_tokens": 20, "dola_layers": "low"},
+    "next_token": {},
+    "score": {},
+}
+
+
+def with_strategy(kind: str, **values: Any) -> dict[str, Any]:
+    return {**VALUES, "strategies": [{"name": "s", "type": kind, **REQUIRED.get(kind, {}), **values}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "rule", "way_out"),
+    [
+        ("greedy", "guidance_scale", 0, "a number in (0, 1000]", "Leave it out to turn it off."),
+        (
+            "greedy",
+            "negative_prompt",
+            "",
+            "a non-empty string",
+            "Leave it out to move away from the last token of the prompt alone.",
+        ),
+        ("greedy", "negative_prompt_ids", 3, "a list, each item an integer of at least 0", "Write it as a list: [3]."),
+        (
+            "greedy",
+            "sequence_bias",
+            {"castle": 2.0},
+            "a list, each item a mapping with `bias` (optional: `text`, `token_ids`)",
+            "Write it as [{text: ' castle', bias: 2.0}, {token_ids: [5, 6], bias: -2.0}].",
+        ),
+        ("greedy", "encoder_repetition_penalty", -1.0, "a number in [0.001, 1000]", "Leave it out to turn it off."),
+        ("greedy", "frequency_penalty", 2.5, "a number in [-2, 2]", "Leave it out to turn it off."),
+        ("greedy", "presence_penalty", -3, "a number in [-2, 2]", "Leave it out to turn it off."),
+        ("greedy", "allowed_words", "a", "a list, each item a non-empty string", "Write it as a list: ['a']."),
+        (
+            "greedy",
+            "allowed_words_ids",
+            {},
+            "a list, each item a non-empty list, each item an integer of at least 0",
+            "Write it as a list for each word: [[5], [6, 7]].",
+        ),
+        ("greedy", "forced_bos_token_id", -1, "an integer of at least 0", "Leave it out to turn it off."),
+        ("greedy", "forced_eos_token_id", "5", "an integer of at least 0", "Write it without quotes."),
+        (
+            "greedy",
+            "exponential_decay_length_penalty",
+            [5],
+            "a list of 2, each item a number",
+            "Write it as a number of tokens and a factor: [15, 1.1].",
+        ),
+        ("greedy", "suppress_tokens", 5, "a list, each item an integer of at least 0", "Write it as a list: [5]."),
+        (
+            "greedy",
+            "begin_suppress_tokens",
+            {},
+            "a list, each item an integer of at least 0",
+            "Write it as ids of the model's tokens: [5, 6].",
+        ),
+        ("sampling", "top_h", 0, "a number in (0, 1]", "Leave it out to keep every token."),
+        ("sampling", "typical_p", 1.5, "a number in (0, 1]", "Leave it out to keep every token."),
+        ("sampling", "epsilon_cutoff", 1, "a number in (0, 1)", "Leave it out to keep every token."),
+        ("sampling", "eta_cutoff", 0, "a number in (0, 1)", "Leave it out to keep every token."),
+        ("beam_search", "do_sample", "yes", "`true` or `false`", "Leave it out for the default, `false`."),
+        (
+            "beam_search",
+            "num_beam_groups",
+            1,
+            "an integer of at least 2",
+            "Leave it out: a single group is plain beam search.",
+        ),
+        ("beam_search", "diversity_penalty", 0, "a number in (0, 10000]", "Leave it out to turn it off."),
+        ("beam_search", "length_penalty", 11, "a number in [-10, 10]", "Leave it out for the default, `1.0`."),
+        (
+            "beam_search",
+            "force_words",
+            {},
+            "a list, each item a non-empty string or a non-empty list, each item a non-empty string",
+            "Write it as words and lists of alternatives: [castle, [road, street]].",
+        ),
+        (
+            "contrastive_search",
+            "penalty_alpha",
+            0,
+            "a number in (0, 1]",
+            "For the most probable token use `type: greedy`.",
+        ),
+        (
+            "contrastive_search",
+            "penalty_alpha",
+            1.5,
+            "a number in (0, 1]",
+            "Weight of the degeneration penalty against the probability.",
+        ),
+        (
+            "contrastive_search",
+            "top_k",
+            1,
+            "an integer from 2 to 256",
+            "For the most probable token use `type: greedy`.",
+        ),
+        (
+            "contrastive_search",
+            "top_k",
+            500,
+            "an integer from 2 to 256",
+            "Candidates of each step, each of which is run through the model.",
+        ),
+        *(
+            (
+                "dola",
+                "dola_layers",
+                value,
+                "`low`, `high` or a non-empty list, each item an integer of at least 0",
+                "Write it as low, high, or a list of layers: [0, 2].",
+            )
+            for value in (3, [], "middle")
+        ),
+        (
+            "dola",
+            "dola_layers",
+            "hig",
+            "`low`, `high` or a non-empty list, each item an integer of at least 0",
+            "Did you mean `high`?",
+        ),
+        ("score", "target_column", "", "a non-empty string", "Leave it out to score the prompt."),
+        ("score", "add_bos", 1, "`true` or `false`", "Leave it out to score the whole prompt."),
+    ],
+)
+def test_a_bad_value_is_told_with_its_key_its_rule_and_a_way_out(
+    kind: str, key: str, value: Any, rule: str, way_out: str
+) -> None:
+    what = f"`{key}` must be {rule}, but is {value!r}"
+    assert one_refusal(parse_job, with_strategy(kind, **{key: value})) == (what, way_out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "what", "way_out"),
+    [
+        (
+            "greedy",
+            {"suppress_tokens": [1, -1]},
+            "`suppress_tokens[1]` must be an integer of at least 0, but is -1",
+            "Write it as ids of the model's tokens: [5, 6].",
+        ),
+        (
+            "greedy",
+            {"sequence_bias": [{"text": "a"}]},
+            "`sequence_bias[0].bias` is missing",
+            "It must be a number in [-10000, 10000].",
+        ),
+        (
+            "greedy",
+            {"sequence_bias": [{"txt": "a", "bias": 1}]},
+            "unknown key `sequence_bias[0].txt`",
+            "Did you mean `text`?",
+        ),
+        (
+            "greedy",
+            {"sequence_bias": [[[5, 6], -1.0]]},
+            "`sequence_bias[0]` must be a mapping with `bias` (optional: `text`, `token_ids`), but is [[5, 6], -1.0]",
+            "Write it as [{text: ' castle', bias: 2.0}, {token_ids: [5, 6], bias: -2.0}].",
+        ),
+        (
+            "beam_search",
+            {"force_words": ["a", ["b", 3]]},
+            "`force_words[1][1]` must be a non-empty string, but is 3",
+            "Write it in quotes: '3'.",
+        ),
+        (
+            "beam_search",
+            {"force_words_ids": [[1], [[2], 3]]},
+            "`force_words_ids[1]` must be a non-empty list, each item an integer of at least 0, or a non-empty list, "
+            "each item a non-empty list, each item an integer of at least 0, but is [[2], 3]",
+            "Write it as a list for each word, or one of alternatives: [[5, 6], [[7], [8, 9]]].",
+        ),
+        (
+            "beam_search",
+            {"force_words_ids": [5]},
+            "`force_words_ids[0]` must be a non-empty list, each item an integer of at least 0, or a non-empty list, "
+            "each item a non-empty list, each item an integer of at least 0, but is 5",
+            "Write it as a list: [5].",
+        ),
+    ],
+)
+def test_a_bad_item_is_told_with_its_place_and_a_way_out(
+    kind: str, values: dict[str, Any], what: str, way_out: str
+) -> None:
+    assert one_refusal(parse_job, with_strategy(kind, **values)) == (what, way_out)
+
+
+def test_there_is_a_reason_for_every_key_and_every_type() -> None:
+    keys = {key for rules in strategy_types().values() for key in rules["properties"]}
+    assert keys - {"type", "grid"} == SO.keys()
+    assert [*strategy_types()] == [*DOES]
+
+
+PAIRS = [(key, kind) for key in SO if key != "name" for kind in DOES if key not in strategy_types()[kind]["properties"]]
+
+
+@pytest.mark.parametrize(("key", "kind"), PAIRS)
+def test_a_key_that_its_type_does_not_have_is_told_with_both_and_the_reason(key: str, kind: str) -> None:
+    what, way_out = one_refusal(parse_job, with_strategy(kind, **{key: 1}))
+    assert what == f"`{key}` does not apply to `type: {kind}`: {DOES[kind]}, so {SO[key]}"
+    assert way_out.startswith(("Use ", "Leave it out"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind", "way_out"),
+    [
+        ("do_sample", True, "greedy", "Use `type: sampling`, or leave it out."),
+        ("do_sample", False, "greedy", "Leave it out: `type: greedy` says it."),
+        ("do_sample", True, "sampling", "Leave it out: `type: sampling` says it."),
+        ("do_sample", False, "sampling", "Use `type: greedy`."),
+        ("do_sample", True, "dola", "Use `type: sampling`, or leave it out."),
+        ("num_beams", 3, "greedy", "Use `type: beam_search`, or leave it out."),
+        ("num_beams", 3, "sampling", "Use `type: beam_search` with `do_sample: true`, or leave it out."),
+        ("penalty_alpha", 0.6, "sampling", "Use `type: contrastive_search`, or leave it out."),
+        ("top_k", 5, "greedy", "Use `type: sampling`, or leave it out."),
+        ("dola_layers", "low", "greedy", "Use `type: dola`, or leave it out."),
+        ("target_column", "a", "greedy", "Use `type: score`, or leave it out."),
+        ("force_words", ["a"], "sampling", "Use `type: beam_search`, or leave it out."),
+        ("num_return_sequences", 2, "dola", "Use `type: sampling` or `type: beam_search`, or leave it out."),
+        ("max_new_tokens", 2, "score", "Use another type, or leave it out."),
+    ],
+)
+def test_a_key_of_another_type_leads_to_that_type(key: str, value: Any, kind: str, way_out: str) -> None:
+    assert one_refusal(parse_job, with_strategy(kind, **{key: value}))[1] == way_out
+
+
+@pytest.mark.parametrize(
+    ("key", "way_out"),
+    [
+        ("allowed_token_ids", "Use `allowed_words_ids`, with a list for each token."),
+        ("assistant_model", "Leave it out: assistance changes only how fast a text comes, and there is none."),
+        ("best_of", "Use `num_return_sequences`: all are kept, with their probabilities."),
+        ("constraints", "Use `force_words` of `type: beam_search`."),
+        ("encoder_no_repeat_ngram_size", "Use `no_repeat_ngram_size`, which minds the prompt too."),
+        ("logit_bias", "Use `sequence_bias`, as [{token_ids: [5], bias: -1.0}]."),
+        ("logits_processor", "Use the penalties and bans of a strategy, but a job file holds no functions."),
+        ("logprobs", "Leave it out: `output.top_k` says how many alternatives are recorded."),
+        ("max_time", "Use `max_new_tokens`: a job gives the same tokens on a slow machine."),
+        ("min_tokens", "Use `min_new_tokens`."),
+        ("prefix_allowed_tokens_fn", "Use `allowed_words`, but a job file holds no functions."),
+        ("prompt_lookup_num_tokens", "Leave it out: assistance changes only how fast a text comes, and there is none."),
+        ("remove_invalid_values", "Leave it out: a row whose scores are not finite becomes an error row."),
+        ("renormalize_logits", "Leave it out: what is drawn from always sums to 1."),
+        ("stopping_criteria", "Use `stop_strings` or `stop_token_ids`, but a job file holds no functions."),
+        ("token_healing", "Leave it out: a prompt is fed as it is tokenised."),
+        ("top_a", "Use `min_p`, which measures a token against the best one too."),
+        ("typical", "Use `typical_p`."),
+        ("watermarking_config", "Leave it out: completions are not watermarked."),
+    ],
+)
+def test_a_name_that_others_use_is_told_with_what_there_is_for_it(key: str, way_out: str) -> None:
+    assert one_refusal(parse_job, with_strategy("sampling", **{key: 1})) == (f"unknown key `{key}`", way_out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "way_out"),
+    [
+        ("beam_sample", "Use `type: beam_search` with `do_sample: true`."),
+        ("contrastive", "Did you mean `contrastive_search`?"),
+        ("constrained_beam_search", "Use `type: beam_search` with `force_words`."),
+        ("diverse_beam_search", "Use `type: beam_search` with `num_beam_groups` and `diversity_penalty`."),
+        ("group_beam_search", "Use `type: beam_search` with `num_beam_groups` and `diversity_penalty`."),
+        ("loglikelihood", "Use `type: score`."),
+        ("perplexity", "Use `type: score`."),
+        ("typical", "Use `type: sampling`, with the filter as a key of it."),
+    ],
+)
+def test_a_type_that_others_have_is_told_with_what_there_is_for_it(kind: str, way_out: str) -> None:
+    assert one_refusal(parse_job, with_strategy(kind))[1] == way_out
 
 
 def test_one_beam_is_greedy() -> None:
@@ -778,7 +1049,10 @@ def test_a_path_through_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_is_no_dict_is_refused() -> None:
-    what = "the job file must be a mapping with `model`, `input`, `output`, `strategies` (optional: `seed`, `run`)"
+    what = (
+        "the job file must be a mapping with `model`, `input`, `output`, `strategies` "
+        "(optional: `strategy_columns`, `seed`, `run`)"
+    )
     assert one_refusal(parse_job, []) == (f"{what}, but is []", "")
 
 
@@ -916,7 +1190,8 @@ def test_an_override_of_what_an_anchor_shares_changes_one_place(load: Load) -> N
         ("run.replica.x=1", "unknown key `run.replica`", "Did you mean `replicas`?"),
         (
             "strategies.greedy.temperature=1",
-            "`temperature` does not apply to `type: greedy`",
+            "`temperature` does not apply to `type: greedy`: "
+            "greedy always takes the most probable token, so nothing is drawn",
             "Use `type: sampling`, or leave it out.",
         ),
         ("strategies.nucleus.type=beam_search", "`num_beams` is missing", "It must be an integer from 2 to 64."),
@@ -964,6 +1239,7 @@ def test_what_a_missing_key_made_by_an_override_lacks_is_shown_there(load: Load)
 
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs", "Cn", "Zl", "Zp")), min_size=1, max_size=20)
 LEAVES: dict[str, st.SearchStrategy[Any]] = {
+    "strategy_columns": st.dictionaries(st.sampled_from(["seed", "top_p", "max_new_tokens"]), TEXT),
     "model.name": TEXT,
     "model.revision": st.none() | TEXT,
     "model.dtype": st.sampled_from(["float32", "bfloat16"]),
@@ -986,8 +1262,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-KEYS = st.sampled_from([*Job.model_fields, *Sampling.model_fields, *InputConfig.model_fields, "num_beams", "do_sample"])
-KINDS = st.sampled_from(["greedy", "sampling", "beam_search", "next_token", "other"])
+TYPES = (Greedy, Sampling, BeamSearch, ContrastiveSearch, Dola, NextToken, Score)
+KEYS = st.sampled_from(
+    [*Job.model_fields, *InputConfig.model_fields, *(key for kind in TYPES for key in kind.model_fields), "grid", "n"]
+)
+KINDS = st.sampled_from([*DOES, "other"])
 
 
 @pytest.fixture(scope="module")
@@ -1058,7 +1337,8 @@ def test_the_schema_is_draft_7_and_needs_nothing_beside_it() -> None:
 
 def test_every_property_is_described_and_no_other_is_allowed() -> None:
     found = objects(json_schema())
-    assert [schema["additionalProperties"] for schema in found] == [False] * 9  # the job, 4 sections, 4 strategies
+    # The job, 5 sections, 7 strategies with their grids, and `sequence_bias` in all of these but `score`.
+    assert [schema["additionalProperties"] for schema in found] == [False] * (1 + 5 + 7 * 2 + 6 * 2)
     undescribed = [
         key for schema in found for key, rules in schema["properties"].items() if not rules.get("description")
     ]
@@ -1067,7 +1347,7 @@ def test_every_property_is_described_and_no_other_is_allowed() -> None:
 
 def test_the_schema_is_the_callers_to_change() -> None:
     json_schema()["properties"].clear()
-    assert list(json_schema()["properties"]) == ["model", "input", "output", "strategies", "seed", "run"]
+    assert list(json_schema()["properties"]) == [*Job.model_fields]
 
 
 @pytest.mark.parametrize(
@@ -1098,7 +1378,7 @@ def test_a_good_file_keeps_to_the_schema(values: dict[str, Any]) -> None:
         ({"type": "sampling", "top_p": 1.3}, ("/top_p", "1.3 is greater than the maximum of 1")),
         ({"type": "sampling", "top_k": "5"}, ("/top_k", "'5' is not of type 'integer', 'null'")),
         ({"type": "beam_search"}, ("", "'num_beams' is a required property")),
-        ({"type": "sample"}, ("/type", "'sample' is not one of ['greedy', 'sampling', 'beam_search', 'next_token']")),
+        ({"type": "sample"}, ("/type", f"'sample' is not one of {[*DOES]}")),
         ({}, ("", "'type' is a required property")),
     ],
 )

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline import job
+from pipeline.jobfile import load_job
 from tests.flows import part_bytes, write_prompts
 
 ROOT = Path(__file__).parent.parent
@@ -190,6 +192,60 @@ def test_an_unreachable_cluster_is_one_message_and_exit_code_4(job_file: Path, t
     assert done.returncode == 4
     assert "no Ray cluster can be used at RAY_ADDRESS=127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+NOTEBOOK = {
+    "skip": {
+        "greedy": " line to a place where I can see the big castle.",
+        "no-repeats": " line to a place where I can see the big castle.",
+        "beam5": " street to the other side of the street.",
+        "beam5-no-repeats": " street to the other side of the street.",
+        "no-bigram-twice": " line to a place where I can see the big castle.",
+        "no-line": " street to the other side of the street.",
+        "contrastive": " line to a place where I can see the big sea.",
+    },
+    "stormy": {
+        "greedy": " I skip across the line to a place where I can see the far castle.",
+        "no-repeats": " I skip across the line to a place where I can see the far castle.",
+        "beam5": " I skip across the street to the other side of the street.",
+        "beam5-no-repeats": " I skip across the street to the other side of the street.",
+        "no-bigram-twice": " I skip across the line to a place where I can see the far castle.",
+        "no-line": " I skip across the street to the other side of the street.",
+        "contrastive": " I skip across the street to the other side of the street.",
+    },
+    "bright": {
+        "greedy": ".",
+        "no-repeats": ".",
+        "beam5": ". I skip across the street to the other side of the street.",
+        "beam5-no-repeats": ". I skip across the street to the other side of the street.",
+        "no-bigram-twice": ".",
+        "no-line": ".",
+        "contrastive": ".",
+    },
+}
+NEXT = {
+    "skip": '" line" 19.2 %, " street" 16.8 %, " river" 12.8 %, " road" 8.4 %, " bridge" 8.1 %',
+    "stormy": '" I" 81.7 %, " " 5.0 %, " duck" 2.8 %, " The" 2.4 %, " frog" 1.5 %',
+    "bright": '"." 64.5 %, " +" 17.9 %, " from" 4.8 %, " lives" 3.2 %, "?" 2.3 %',
+}
+DRAWN = {"beam-sampling", "cool", "top-k", "top-p"}
+
+
+def test_the_notebook_job_shows_what_a_tutorial_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    work = load_job("jobs/notebook.yaml", [f"output.path={tmp_path}"])
+    assert load_job("jobs/notebook.yaml", ["model=openai-community/gpt2"]).strategies == work.strategies
+    done = job.run(work, job.here)
+    assert (done.manifest["totals"]["rows"], done.error_rate) == (len(NOTEBOOK) * len(work.strategies), 0)
+    rows = pq.read_table(tmp_path / "data").to_pylist()
+    assert all(row["num_prompt_tokens"] + row["num_generated_tokens"] <= 40 for row in rows if row["strategy"] in DRAWN)
+    assert all(rank <= 10 for row in rows if row["strategy"] == "top-k" for rank in row["token_ranks"])
+    shown = [json.loads(line) for line in batchgen("head", tmp_path, "-n", "36", "--json").stdout.splitlines()]
+    assert {row["row_id"]: row["text"] for row in shown if row["strategy"] == "candidates"} == NEXT
+    for row_id, texts in NOTEBOOK.items():
+        of_row = {row["strategy"]: row["text"] for row in shown if row["row_id"] == row_id}
+        assert {name: text for name, text in of_row.items() if name not in {*DRAWN, "candidates"}} == texts
+        assert of_row.keys() > DRAWN
 
 
 def test_generated_text_cannot_act_on_the_terminal(tmp_path: Path) -> None:

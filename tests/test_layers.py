@@ -14,16 +14,18 @@ ROOT = Path(__file__).parent.parent / "pipeline"
 # From the top down; a module may import modules of lower layers, and of its own where listed in `SIBLINGS`.
 LAYERS = [
     {"cli"},
+    {"next_screen"},
     {"cluster", "terminal", "preview"},
-    {"job"},
-    {"manifest"},
+    {"job", "leftovers"},
+    {"manifest", "lease"},
     {"plan"},
     {"shard"},
-    {"prompts"},
+    {"prompts", "overrides", "next_tokens"},
+    {"resolve"},
     {"dataset", "tokenizer", "checkpoint", "engine", "writer", "metrics", "storage", "jobfile"},
     {"config", "stops"},
-    {"records", "schema"},
-    {"strategies", "errors"},
+    {"records", "schema", "grid", "reasons"},
+    {"strategies", "errors", "faults"},
 ]
 
 
@@ -38,7 +40,10 @@ def room(module: str) -> str:
     for part in ("input_", "text_files", "arrow_files", "hub_dataset"):
         if name.startswith(part):
             return "dataset"
-    return "jobfile" if name.startswith("jobfile") else name
+    for part in ("jobfile", "storage"):
+        if name.startswith(part):
+            return part
+    return name
 
 
 def layer(name: str) -> int:

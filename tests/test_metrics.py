@@ -100,6 +100,12 @@ def test_every_sum_of_hand_made_rows() -> None:
     }
 
 
+def test_scored_tokens_are_counted_and_were_not_drawn() -> None:
+    found = sums(ok_row("score", [1, 2, 3, 4], reason="scored", sampling_logprobs=None, num_prompt_tokens=1))["score"]
+    assert (found["generated_tokens"], found["drawn_tokens"], found["finish_reasons"]) == (4, 0, {"scored": 1})
+    assert (found["sum_logprob"], found["lengths"]) == (-2.0, {"4": 1})  # perplexity: exp(2 / 4)
+
+
 @pytest.mark.parametrize(
     ("rank", "expected"),
     [

@@ -58,7 +58,7 @@ def reference(model: GPT2LMHeadModel, tokens: tuple[int, ...]) -> torch.Tensor:
 def prefilled(model: GPT2, prompts: list[tuple[int, ...]], *, first_slot: int = 0) -> list[torch.Tensor]:
     """Logits of every position of prompts that are run together."""
     cache = model.new_cache(first_slot + len(prompts), model.num_positions)
-    hidden = model.prefill(cache, first_slot, prompts)
+    hidden = model.prefill(cache, first_slot, prompts).last
     return [model.logits(hidden[row, : len(prompt)]) for row, prompt in enumerate(prompts)]
 
 
@@ -66,11 +66,11 @@ def prefilled(model: GPT2, prompts: list[tuple[int, ...]], *, first_slot: int = 
 def decoded(model: GPT2, rows: list[tuple[int, ...]], lengths: list[int]) -> list[torch.Tensor]:
     """As `prefilled`, but only the first `lengths` tokens at once, and the others one at a time for all rows."""
     cache = model.new_cache(len(rows), model.num_positions)
-    hidden = model.prefill(cache, 0, [row[:length] for row, length in zip(rows, lengths, strict=True)])
+    hidden = model.prefill(cache, 0, [row[:length] for row, length in zip(rows, lengths, strict=True)]).last
     logits = [[model.logits(hidden[row, :length])] for row, length in enumerate(lengths)]
     for step in range(len(rows[0]) - lengths[0]):
         newest = torch.tensor([row[length + step] for row, length in zip(rows, lengths, strict=True)])
-        for row, values in enumerate(model.logits(model.decode(cache, newest))):
+        for row, values in enumerate(model.logits(model.decode(cache, newest).last)):
             logits[row].append(values[None])
     assert cache.lengths.tolist() == [len(row) for row in rows]
     assert [cache.token_ids[slot, : len(row)].tolist() for slot, row in enumerate(rows)] == [[*row] for row in rows]

@@ -8,12 +8,12 @@ import pytest
 
 from pipeline.checkpoint import DEMO
 from pipeline.config import Job
-from pipeline.prompts import Prompt, Rules, rules, to_prompts
+from pipeline.prompts import Prompt, Rules, fitted, num_kept, rules, tokenised
 from pipeline.records import RowError
-from pipeline.strategies import max_steps
+from pipeline.strategies import Score, max_steps
 from pipeline.tokenizer import Tokenizer
 
-RULES = Rules(num_positions=128, num_kept=100, vocab_size=768, bos_token_id=767, on_long_prompt="error")
+RULES = Rules(num_positions=128, vocab_size=768, bos_token_id=767, on_long_prompt="error")
 SENTENCE = "I skip across the line to the other side of the line."
 GREEDY: dict[str, Any] = {"name": "greedy", "type": "greedy", "max_new_tokens": 20}
 
@@ -35,9 +35,10 @@ def job(*strategies: dict[str, Any], **settings: str) -> Job:
     )
 
 
-def one(value: str | list[int] | RowError, tokenizer: Tokenizer, **changes: Any) -> Prompt:
-    (prompt,) = to_prompts([value], tokenizer, RULES._replace(**changes))
-    return prompt
+def one(value: str | list[int] | RowError, tokenizer: Tokenizer, kept: int = 100, **changes: Any) -> Prompt:
+    limits = RULES._replace(**changes)
+    (prompt,) = tokenised([value], tokenizer, limits)
+    return fitted(prompt, limits, kept)
 
 
 # What a prompt becomes
@@ -61,7 +62,7 @@ def test_an_error_found_while_reading_stays_what_it_is(demo: Tokenizer) -> None:
 def test_texts_ids_and_errors_keep_their_order(demo: Tokenizer, sentence: tuple[int, ...]) -> None:
     error = RowError("prompt_null", "it is null")
     values = [error, SENTENCE, [1, 2], "", error, [], "Every bee"]
-    assert to_prompts(values, demo, RULES) == [
+    assert [fitted(prompt, RULES, 100) for prompt in tokenised(values, demo, RULES)] == [
         Prompt(None, error),
         Prompt(SENTENCE, sentence),
         Prompt(demo.decode([1, 2]), (1, 2)),
@@ -70,7 +71,7 @@ def test_texts_ids_and_errors_keep_their_order(demo: Tokenizer, sentence: tuple[
         Prompt("", (767,)),
         Prompt("Every bee", tuple(demo.encode(["Every bee"])[0])),
     ]
-    assert to_prompts([], demo, RULES) == []
+    assert tokenised([], demo, RULES) == []
 
 
 def test_the_name_of_the_end_of_text_in_a_prompt_is_text(demo: Tokenizer) -> None:
@@ -121,8 +122,8 @@ def test_a_prompt_as_long_as_the_context_is_left_alone(
     demo: Tokenizer, sentence: tuple[int, ...], rule: str, as_ids: bool
 ) -> None:
     value = list(sentence) if as_ids else SENTENCE
-    limits = {"num_positions": len(sentence), "num_kept": 3, "on_long_prompt": rule}
-    assert one(value, demo, **limits) == Prompt(SENTENCE, sentence)
+    limits = {"num_positions": len(sentence), "on_long_prompt": rule}
+    assert one(value, demo, kept=3, **limits) == Prompt(SENTENCE, sentence)
 
 
 def test_a_longer_prompt_is_an_error_that_says_both_lengths(demo: Tokenizer, sentence: tuple[int, ...]) -> None:
@@ -138,9 +139,9 @@ def test_truncation_keeps_the_side_it_says_and_marks_the_prompt(
     demo: Tokenizer, sentence: tuple[int, ...], as_ids: bool
 ) -> None:
     value = list(sentence) if as_ids else SENTENCE
-    limits = {"num_positions": len(sentence) - 1, "num_kept": 4}
-    left = one(value, demo, on_long_prompt="truncate_left", **limits)
-    right = one(value, demo, on_long_prompt="truncate_right", **limits)
+    num_positions = len(sentence) - 1
+    left = one(value, demo, kept=4, num_positions=num_positions, on_long_prompt="truncate_left")
+    right = one(value, demo, kept=4, num_positions=num_positions, on_long_prompt="truncate_right")
     assert left == Prompt(SENTENCE, sentence[-4:], is_truncated=True)  # `truncate_left` drops what is left
     assert right == Prompt(SENTENCE, sentence[:4], is_truncated=True)
 
@@ -150,7 +151,7 @@ def test_truncation_keeps_the_side_it_says_and_marks_the_prompt(
 
 def test_rules_say_what_the_job_and_the_model_say() -> None:
     assert rules(job(GREEDY), num_positions=128, vocab_size=768, bos_token_id=767) == Rules(
-        num_positions=128, num_kept=109, vocab_size=768, bos_token_id=767, on_long_prompt="error"
+        num_positions=128, vocab_size=768, bos_token_id=767, on_long_prompt="error"
     )
     changed = job(GREEDY, on_long_prompt="truncate_left", on_empty_prompt="error")
     found = rules(changed, num_positions=128, vocab_size=768, bos_token_id=767)
@@ -167,13 +168,15 @@ def test_rules_say_what_the_job_and_the_model_say() -> None:
         ([GREEDY, {"name": "long", "type": "sampling", "max_new_tokens": 50}], 79),
         ([GREEDY, {"name": "beam", "type": "beam_search", "num_beams": 2, "max_new_tokens": 128}], 1),
         ([GREEDY | {"max_new_tokens": 1000}], 1),  # something is kept all the same
+        ([{"name": "score", "type": "score"}, GREEDY], 109),
     ],
 )
 def test_a_truncated_prompt_leaves_room_for_the_longest_completion(
     strategies: list[dict[str, Any]], expected: int
 ) -> None:
     work = job(*strategies, on_long_prompt="truncate_left")
-    num_kept = rules(work, num_positions=128, vocab_size=768, bos_token_id=767).num_kept
-    assert num_kept == expected
-    longest = max(max_steps(strategy, num_kept) for strategy in work.strategies)
-    assert num_kept + longest - 1 == 128 or num_kept == 1  # the last token occupies no position
+    kept = num_kept(work.strategies, 128)
+    assert kept == expected
+    generating = [strategy for strategy in work.strategies if not isinstance(strategy, Score)]
+    longest = max(max_steps(strategy, kept) for strategy in generating)
+    assert kept + longest - 1 == 128 or kept == 1  # the last token occupies no position

@@ -1,4 +1,4 @@
-"""Filters on hand-made rows, draws against their distribution, noise against a plain numpy version of it."""
+"""Draws against their distribution, noise against a plain numpy version of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 import torch
 from scipy import stats
 
-from pipeline.engine.sampling import gumbel, keep_min_p, keep_top_p, sample
-from pipeline.strategies import Sampling
+from pipeline.engine.sampling import branch, gumbel, sample
+from pipeline.strategies import SAMPLERS, Sampling
+from tests.distributions import distribution
 
 INF = float("inf")
 NUM_DRAWS = 20_000
@@ -20,13 +21,26 @@ FILTERS: dict[str, dict[str, Any]] = {
     "none": {},
     "temperature": {"temperature": 0.6},
     "high_temperature": {"temperature": 3.0},
+    "top_h": {"top_h": 0.7},
     "top_k": {"top_k": 7},
     "top_p": {"top_p": 0.8},
     "min_p": {"min_p": 0.1},
+    "typical_p": {"typical_p": 0.6},
+    "epsilon_cutoff": {"epsilon_cutoff": 0.02},
+    "eta_cutoff": {"eta_cutoff": 0.1},
     "temperature_and_top_k": {"temperature": 1.7, "top_k": 12},
     "top_k_and_top_p": {"top_k": 12, "top_p": 0.9},
     "top_p_and_min_p": {"top_p": 0.9, "min_p": 0.2},
-    "all": {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "min_p": 0.1},
+    "all": {
+        "temperature": 1.5,
+        "top_h": 0.95,
+        "top_k": 20,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "typical_p": 0.8,
+        "epsilon_cutoff": 0.02,
+        "eta_cutoff": 0.02,
+    },
 }
 
 
@@ -34,37 +48,19 @@ def sampling(**values: Any) -> Sampling:
     return Sampling(name="s", type="sampling", max_new_tokens=20, **values)
 
 
-def distribution(strategy: Sampling, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """What a token is drawn from, (V,), worked out token by token in float64."""
-    logits = np.asarray(logits, np.float64)
-    probs = np.exp((logits - logits.max()) / strategy.temperature)
-    probs /= probs.sum()
-    kept = sorted(range(len(probs)), key=lambda token: (-probs[token], token))[: strategy.top_k]
-    if strategy.top_p is not None:
-        total, before = sum(probs[token] for token in kept), 0.0
-        for place, token in enumerate(kept):
-            before += probs[token] / total
-            if before >= strategy.top_p:
-                kept = kept[: place + 1]
-                break
-    if strategy.min_p is not None:
-        kept = [token for token in kept if probs[token] >= strategy.min_p * probs[kept[0]]]
-    result = np.zeros_like(probs)
-    result[kept] = probs[kept] / probs[kept].sum()
-    return result
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """splitmix64's finaliser as written down for a reader: on unsigned integers."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def numpy_gumbel(seed: int, step: int, token_ids: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """The noise as written down for a reader: splitmix64's finaliser on unsigned integers."""
-
-    def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-    golden = np.uint64(0x9E3779B97F4A7C15)
-    key = mix(mix(np.array([seed], np.uint64) + golden) ^ np.uint64(step))
-    bits = mix(key + np.asarray(token_ids, np.uint64) * golden)
+    key = mix(mix(np.array([seed], np.uint64) + GOLDEN) ^ np.uint64(step))
+    bits = mix(key + np.asarray(token_ids, np.uint64) * GOLDEN)
     uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return -np.log(-np.log(uniform))
 
@@ -91,33 +87,7 @@ def seed_of(bits: int) -> int:
 LUCKY_SEED = next(seed for low in range(2**11) if (seed := seed_of(2**64 - 1 - low)) < 2**63)
 
 
-# filters
-
-
-def test_top_p_keeps_the_token_that_crosses_the_threshold() -> None:
-    scores = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
-    kept = {top_p: int((keep_top_p(scores, top_p) > -INF).sum()) for top_p in (0.1, 0.4, 0.6, 0.74, 0.8, 0.9)}
-    assert kept == {0.1: 1, 0.4: 1, 0.6: 2, 0.74: 2, 0.8: 3, 0.9: 4}
-
-
-def test_top_p_leaves_the_scores_it_keeps() -> None:
-    assert keep_top_p(torch.tensor([[3.0, 2.0, 1.0, 0.0]]), 0.7).tolist() == [[3.0, 2.0, -INF, -INF]]
-
-
-def test_top_p_reached_exactly_keeps_no_further_token() -> None:
-    scores = torch.tensor([[0.0, 0.0, 0.0, 0.0]])  # four quarters, exact in binary
-    assert keep_top_p(scores, 0.5).tolist() == [[0.0, 0.0, -INF, -INF]]
-
-
-def test_top_p_always_keeps_the_best_token() -> None:
-    assert keep_top_p(torch.tensor([[5.0, 4.0], [0.0, 0.0]]), 1e-30).tolist() == [[5.0, -INF], [0.0, -INF]]
-
-
-def test_min_p_keeps_tokens_as_probable_as_its_share_of_the_best() -> None:
-    scores = torch.tensor([[0.0, 1.0, 2.0], [5.0, 5.0, 5.0]])
-    assert keep_min_p(scores, 0.3).tolist() == [[-INF, 1.0, 2.0], [5.0, 5.0, 5.0]]
-    assert keep_min_p(scores, 1.0).tolist() == [[-INF, -INF, 2.0], [5.0, 5.0, 5.0]]
-    assert keep_min_p(scores, 0.0).tolist() == scores.tolist()
+# draws
 
 
 def test_top_p_of_one_keeps_every_token() -> None:
@@ -127,9 +97,6 @@ def test_top_p_of_one_keeps_every_token() -> None:
     tokens, logprobs = sample(sampling(top_p=1.0), scores, torch.tensor([LUCKY_SEED]), torch.tensor([0]))
     assert tokens.tolist() == [0]
     np.testing.assert_allclose(logprobs, [-18.0], atol=1e-6)
-
-
-# draws
 
 
 @pytest.mark.parametrize("values", [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-6}])
@@ -157,21 +124,9 @@ def test_top_k_above_the_vocabulary_keeps_every_token() -> None:
     torch.testing.assert_close(wide[1], unfiltered[1], atol=1e-6, rtol=0)
 
 
-def test_the_order_of_filters_is_temperature_top_k_top_p_min_p() -> None:
-    scores = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().expand(2000, -1)
-    seeds, steps = torch.arange(2000), torch.zeros(2000, dtype=torch.int64)
-    drawn = {
-        name: sorted(set(sample(sampling(**values), scores, seeds, steps)[0].tolist()))
-        for name, values in {
-            # of the two best, the first has 4/7 > 0.5; of all four, only 0.4
-            "top_k first": {"top_k": 2, "top_p": 0.5},
-            # four quarters after so high a temperature; 0.4 and 0.3 before it
-            "temperature first": {"temperature": 1e6, "top_p": 0.7},
-            # of the best by top_p, the second has 3/4 of the first
-            "min_p last": {"top_p": 0.6, "min_p": 0.7},
-        }.items()
-    }
-    assert drawn == {"top_k first": [0], "temperature first": [0, 1, 2], "min_p last": [0, 1]}
+def test_every_sampler_is_drawn_from_alone_and_among_all() -> None:
+    assert set(SAMPLERS) <= set(FILTERS)
+    assert tuple(FILTERS["all"]) == SAMPLERS
 
 
 def test_a_row_draws_the_same_token_wherever_it_stands_in_the_batch() -> None:
@@ -190,7 +145,16 @@ def test_a_filter_changes_a_draw_only_where_it_bans_the_token() -> None:
     torch.manual_seed(0)
     scores, seeds, steps = torch.randn(300, 50), torch.arange(300), torch.full((300,), 3)
     free = sample(sampling(), scores, seeds, steps)[0].tolist()
-    for values in ({"top_k": 20}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 30, "top_p": 0.8, "min_p": 0.1}):
+    for values in (
+        {"top_h": 0.7},
+        {"top_k": 20},
+        {"top_p": 0.7},
+        {"min_p": 0.2},
+        {"typical_p": 0.6},
+        {"epsilon_cutoff": 0.02},
+        {"eta_cutoff": 0.1},
+        {"top_k": 30, "top_p": 0.8, "min_p": 0.1},
+    ):
         filtered = sample(sampling(**values), scores, seeds, steps)[0].tolist()
         support = [set(np.flatnonzero(distribution(sampling(**values), row))) for row in scores.numpy()]
         kept = [row for row, token in enumerate(free) if token in support[row]]
@@ -207,6 +171,7 @@ def test_a_row_without_any_token_left_does_not_touch_its_neighbours() -> None:
     for values in FILTERS.values():
         tokens, logprobs = sample(sampling(**values), scores, seeds, steps)
         beside = sample(sampling(**values), broken, seeds, steps)
+        assert beside[1][1] == -INF
         assert beside[0][[0, 2]].tolist() == tokens[[0, 2]].tolist()
         assert beside[1][[0, 2]].tolist() == logprobs[[0, 2]].tolist()
 
@@ -292,3 +257,54 @@ def test_the_largest_and_smallest_hash_give_finite_noise() -> None:
     unlucky_seed = next(seed for low in range(2**11) if (seed := seed_of(low)) < 2**63)
     noise = noise_for([LUCKY_SEED, unlucky_seed], [0, 0], 1)
     np.testing.assert_allclose(noise, [[53 * math.log(2)], [-math.log(53 * math.log(2))]], rtol=1e-6)
+
+
+# branches
+
+
+def test_branch_zero_has_the_seed_of_the_row() -> None:
+    seeds = torch.tensor([0, 70, 2**62, 2**63 - 1])
+    assert branch(seeds, torch.zeros(4, dtype=torch.int64)).tolist() == seeds.tolist()
+
+
+def test_branches_of_near_rows_never_share_a_seed() -> None:
+    seeds, index = torch.meshgrid(torch.arange(300), torch.arange(64), indexing="ij")
+    branches = branch(seeds.flatten(), index.flatten())
+    assert len(set(branches.tolist())) == 300 * 64
+
+
+def test_branches_equal_the_numpy_version() -> None:
+    seeds, index = np.array([0, 3, 3, 2**63 - 1], np.uint64), np.array([1, 1, 2, 63], np.uint64)
+    expected = mix(mix(seeds ^ np.uint64(0xD1B54A32D192ED03)) + index * GOLDEN).astype(np.int64)
+    branches = branch(torch.from_numpy(seeds.astype(np.int64)), torch.from_numpy(index.astype(np.int64)))
+    assert branches.tolist() == expected.tolist()
+
+
+def test_branches_have_unrelated_noise() -> None:
+    num = 400
+    steps = torch.zeros(num, dtype=torch.int64)
+    ids = torch.arange(num).expand(num, -1)
+    seeds = torch.arange(num)
+    own, first, second = (gumbel(branch(seeds, torch.full((num,), i)), steps, ids).numpy() for i in range(3))
+    one_row = gumbel(branch(torch.full((num,), 70), torch.arange(num)), steps, ids).numpy()
+    later = gumbel(seeds, steps + 1, ids).numpy()
+    bound = 4.5 / num  # 4.5 standard deviations of a correlation over num * num pairs
+    pairs = [(own, first), (own, second), (first, second), (first, later), (second, later)]
+    pairs += [(noise[:-lag], noise[lag:]) for noise in (first, one_row) for lag in (1, 2, 7)]
+    pairs += [(noise[:, :-lag], noise[:, lag:]) for noise in (first, one_row) for lag in (1, 2, 7)]
+    for a, b in pairs:
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < bound
+
+
+def test_draws_of_two_branches_of_a_row_are_independent_and_follow_the_distribution() -> None:
+    logits = torch.randn(5, generator=torch.Generator().manual_seed(2))
+    seeds, steps = torch.arange(NUM_DRAWS), torch.full((NUM_DRAWS,), 7)
+    draws = [
+        sample(sampling(), logits.expand(NUM_DRAWS, -1), branch(seeds, torch.full_like(seeds, index)), steps)[0]
+        for index in (0, 1, 2)
+    ]
+    for tokens in draws:
+        assert chi_square(tokens, distribution(sampling(), logits)) > 1e-4
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        table = np.histogram2d(draws[a].numpy(), draws[b].numpy(), bins=5)[0]
+        assert stats.chi2_contingency(table).pvalue > 1e-4

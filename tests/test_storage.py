@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from threading import Barrier
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage import LocalFolder
+from pipeline.storage import LocalFolder, open_folder
 
 ROOT = Path(__file__).parents[1]
 KEY = "data/part-00000.parquet"
@@ -99,6 +101,73 @@ def test_preparing_twice_keeps_what_is_there(folder: LocalFolder) -> None:
     folder.publish(KEY, b"rows")
     folder.prepare()
     assert files(folder) == {KEY: b"rows"}
+
+
+def test_a_lease_can_be_replaced_and_removed_and_leaves_nothing_behind(folder: LocalFolder) -> None:
+    folder.replace("_tmp/driver-00001.json", b"1")
+    folder.replace("_tmp/driver-00001.json", b"2")
+    assert files(folder) == {"_tmp/driver-00001.json": b"2"}
+    folder.remove("_tmp/driver-00001.json")
+    folder.remove("_tmp/driver-00001.json")
+    assert files(folder) == {}
+
+
+def test_a_file_system_is_exclusive_and_need_not_be_asked(folder: LocalFolder) -> None:
+    assert folder.probed("_plan.json") is folder
+    assert folder.is_exclusive
+
+
+def test_a_path_is_opened_as_a_folder_from_where_we_are_and_from_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert open_folder("out/").name == f"{tmp_path}/out"
+    assert open_folder("~/out") == LocalFolder(tmp_path / "home" / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_is_flushed_before_its_link_and_the_folder_after_it(folder: LocalFolder) -> None:
+    """Without the first, a power loss could leave an empty file under a final name."""
+    calls = []
+
+    def watch(_frame: object, event: str, function: object) -> None:
+        if event == "c_call" and function in (os.fsync, os.link, os.unlink):
+            calls.append(function)
+
+    sys.setprofile(watch)
+    try:
+        folder.publish(KEY, b"rows")
+    finally:
+        sys.setprofile(None)
+    assert calls == [os.fsync, os.link, os.fsync, os.unlink]
+
+
+# Other file systems
+
+
+def linked_twice(source: Path, target: Path) -> None:
+    """NFS, when the answer to the first request was lost: the repeated one finds the name taken, by itself."""
+    os.link(source, target)
+    os.link(source, target)
+
+
+def test_a_link_that_nfs_made_and_then_reports_as_existing_is_ours(folder: LocalFolder) -> None:
+    nfs = LocalFolder(folder.root, link=linked_twice)
+    assert nfs.publish(KEY, b"rows") == sha256(b"rows")
+    assert nfs.publish(KEY, b"other") == sha256(b"rows")
+    assert files(folder) == {KEY: b"rows"}
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_is_refused_with_a_way_out(folder: LocalFolder, code: int) -> None:
+    def refuse(_source: Path, _target: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with pytest.raises(StorageError, match=r"may not support hard links.*or to s3://, gs:// or az://") as caught:
+        LocalFolder(folder.root, link=refuse).publish("_plan.json", b"{}")
+    assert caught.value.exit_code == 4
+    assert files(folder) == {}
 
 
 # Several at once

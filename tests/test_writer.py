@@ -146,6 +146,7 @@ def test_every_value_of_hand_made_rows() -> None:
         "top_probs": [[first, second], [first, second], [first], [], n, n, n],
         "cumulative_logprob": [-1.0, -1.0, -0.5, 0.0, n, n, n],
         "sequence_score": [n, n, -0.125, n, n, n, n],
+        "perplexity": [float(np.exp(0.5))] * 3 + [n, n, n, n],
         "prompt_logprobs": [[n, -1.0, -2.0], [n, -1.0, -2.0], [n, -1.0, -2.0], [n], n, n, n],
         "seed": [2**62, 2**62, 2**62, 2**62 + 1, 2**62 + 2, 2**62 + 2, 2**62 + 3],
     }
@@ -193,12 +194,20 @@ def test_a_logprob_of_minus_infinity_stays_what_it_is() -> None:
     table = pq.read_table(pa.BufferReader(encode_part(build_table(rows, kept_columns()), {})))
     assert table["token_logprobs"].to_pylist() == [[-np.inf]]
     assert table["cumulative_logprob"].to_pylist() == [-np.inf]
+    assert table["perplexity"].to_pylist() == [np.inf]
 
 
 def test_logprobs_are_summed_in_double_precision() -> None:
     values = np.array([-16777216.0, -1.0, -1.0], np.float32)  # 2**24: in float32 the ones would be lost
     table = build_table([row(0, "draw", 0, completion([4, 5, 6], token_logprobs=values))], kept_columns())
     assert table["cumulative_logprob"].to_pylist() == [-16777218.0]
+
+
+def test_the_perplexity_is_of_the_mean_over_all_tokens_of_the_row() -> None:
+    logprobs = np.array([-1.0, -2.0, -6.0], np.float32)
+    rows = [row(0, "draw", 0, completion([4, 5, 6], token_logprobs=logprobs))]
+    rows += [row(1, "draw", 0, completion([4], token_logprobs=np.array([-1000.0], np.float32)))]
+    assert build_table(rows, kept_columns())["perplexity"].to_pylist() == [float(np.exp(3.0)), np.inf]
 
 
 # The file
@@ -231,6 +240,7 @@ ENCODINGS = {
         "top_probs.list.element.list.element",
         "cumulative_logprob",
         "sequence_score",
+        "perplexity",
         "prompt_logprobs.list.element",
         "nested.list.element.list.element",
         "meta.b.c",

@@ -1,11 +1,12 @@
-"""Beam search over one prompt, as `transformers.generate(num_beams=...)` (5.23, `_beam_search`) decides it.
+"""Beams that compete over one prompt, as `transformers.generate(num_beams=...)` (5.23, `_beam_search`) has them.
 
-Per step: the best candidates over all beams; those that end and are among the first num_beams become finished, with
-their score divided by length ** length_penalty; the best that do not end run on. All in float32, as there.
+Per step: the best candidates over all beams, or drawn ones; those that end and are among the first become finished,
+with their score divided by length ** length_penalty; the best that do not end run on. All in float32, as there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -41,12 +42,12 @@ class Finished(NamedTuple):
 
 @dataclass(slots=True)
 class Beams:
-    """State of one beam search.
+    """State of one beam search, or of one group of a diverse one.
 
     Attributes:
-        running: hypotheses, best first; one after the prompt, num_beams later.
+        running: hypotheses, best first; one after the prompt, `width` later.
         scores: of the running ones, sums of processed log-probabilities.
-        finished: the best num_beams finished so far, best first.
+        finished: the best `width` finished so far, best first.
     """
 
     strategy: BeamSearch
@@ -56,38 +57,60 @@ class Beams:
     finished: list[Finished] = field(default_factory=list)
 
     @property
-    def num_candidates(self) -> int:
-        """Candidates to look at per step: enough to run on with num_beams even if every stop token is among them."""
-        return max(2, 1 + len(self.ending.stop_token_ids)) * self.strategy.num_beams
+    def width(self) -> int:
+        """Beams that run side by side."""
+        return self.strategy.num_beams // (self.strategy.num_beam_groups or 1)
 
-    def choose(self, candidates: list[Candidate]) -> tuple[list[Candidate], list[Ended]]:
-        """Sort candidates, best first and none banned, into those that run on and those that finish."""
-        width = self.strategy.num_beams
-        is_full = self.strategy.early_stopping is True and len(self.finished) == width
+    @property
+    def num_candidates(self) -> int:
+        """Candidates to look at per step: enough to run on with all beams even if every stop token is among them."""
+        return max(2, 1 + len(self.ending.stop_token_ids)) * self.width
+
+    def choose(self, candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Ended]]:
+        """Split candidates, none banned, into those that run on and those that finish.
+
+        Args:
+            candidates: in the order in which they may finish: best first, or as they were drawn.
+        """
         running: list[Candidate] = []
         ended: list[Ended] = []
         for order, candidate in enumerate(candidates[: self.num_candidates]):
-            parent = self.running[candidate.beam]
-            reason = self.ending.reason(parent, candidate.token)
+            reason = self.ending.reason(self.running[candidate.beam], candidate.token)
             if reason is None:
                 running.append(candidate)
-            elif order < width and not is_full:
-                ended.append(Ended(self._penalised(candidate.score, parent.num_generated + 1), candidate, reason))
-        return running[:width], ended
+            elif order < self.width:
+                ended.append(self.ended(candidate, reason))
+        return sorted(running, key=lambda candidate: -candidate.score)[: self.width], ended
+
+    def taken(self, candidates: Sequence[Candidate]) -> list[int]:
+        """Tokens of the best candidates that run on, or would, were it not for the limit: diverse groups avoid them."""
+        goes_on = (None, self.ending.limit_reason)
+        pairs = (
+            (candidate.token, self.ending.reason(self.running[candidate.beam], candidate.token))
+            for candidate in candidates[: self.num_candidates]
+        )
+        return [token for token, reason in pairs if (reason and reason[0]) in goes_on][: self.width]
+
+    def ended(self, candidate: Candidate, reason: tuple[str, str | int | None]) -> Ended:
+        """A candidate that finishes, with its score after length penalty."""
+        length = self.running[candidate.beam].num_generated + 1
+        return Ended(self._penalised(candidate.score, length), candidate, reason)
 
     def advance(self, running: list[tuple[Candidate, Step]], finished: list[Finished]) -> None:
-        """Take over what `choose` decided, with the steps it became."""
+        """Take over what `choose` decided, with the steps it became; a search that is done has nothing running."""
         self.running = [self.ending.child(self.running[candidate.beam], step) for candidate, step in running]
         self.scores = [candidate.score for candidate, _ in running]
         merged = sorted([*self.finished, *finished], key=lambda beam: -beam.score)
-        self.finished = merged[: self.strategy.num_beams]
+        self.finished = merged[: self.width]
+        if self.is_done:
+            self.running = []
 
     @property
     def is_done(self) -> bool:
         """Whether no running beam could still improve on the finished ones."""
         if not self.running:
             return True
-        if len(self.finished) < self.strategy.num_beams:
+        if len(self.finished) < self.width:
             return False
         if self.strategy.early_stopping is True:
             return True

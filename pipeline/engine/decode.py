@@ -1,8 +1,9 @@
 """The decode loop: requests in, responses out, in the same order. It knows no Ray, no files and no text.
 
 Each turn either prefills waiting prompts into free slots or decodes one token for every running row; then all rows
-advance and the cache is rearranged. Prompts are taken longest first, and each is prefilled once for all its strategies,
-samples and repetitions. The order depends on the requests alone, so responses are a pure function of them.
+advance and the cache is rearranged. Prompts are taken longest first, and each is prefilled once for all of its
+strategies, samples and repetitions that fit the free slots. The order depends on the requests alone, so responses are a
+pure function of them.
 
 Shape letters: B rows, T prompt length, E width.
 """
@@ -13,23 +14,24 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.engine.advance import Single, Turn, Unit, advance
-from pipeline.engine.beams import Beams
+from pipeline.engine.advance import advance
 from pipeline.engine.cache import SlotCache, place
-from pipeline.engine.hypothesis import Ending, Hypothesis, completion
-from pipeline.engine.measure import measure, token_logprobs
-from pipeline.engine.model import GPT2
+from pipeline.engine.dola import early_layers
+from pipeline.engine.measure import measure
+from pipeline.engine.model import GPT2, States
+from pipeline.engine.scoring import prompt_logprobs, score_targets
+from pipeline.engine.turn import Turn, Unit
+from pipeline.engine.units import Limits, make_units
 from pipeline.records import Completion, FloatArray, Request, Response, RowError
-from pipeline.strategies import BeamSearch, max_steps
+from pipeline.strategies import Dola, Score
 
-POSITIONS_PER_CHUNK = 64  # positions of a prompt whose vocabulary-wide logits exist at the same time
 REFILL_SHARE = 8  # waiting prompts are admitted once 1/8 of the slots are free: small prefills waste the machine
 
 Prompt = tuple[int, ...]
+Result = tuple[Completion, ...] | RowError
 
 
 @dataclass(slots=True)
@@ -65,8 +67,7 @@ class Engine:
         cache_bytes: int = 2 << 30,
     ) -> None:
         self.model = model
-        self.eos_token_ids = frozenset(eos_token_ids)
-        self.token_bytes = token_bytes
+        self.limits = Limits(frozenset(eos_token_ids), token_bytes, model.num_positions)
         self.num_alternatives = min(num_alternatives, model.vocab_size)
         self.with_prompt_logprobs = with_prompt_logprobs
         self.max_slots = max_slots
@@ -74,60 +75,31 @@ class Engine:
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Response]:
-        """Generate for every request.
+        """Generate for every request, or score what it gives.
 
         Args:
-            requests: prompts of 1..n_positions tokens, each id inside the vocabulary, under strategies whose
-                `bad_words` have become `bad_words_ids`.
+            requests: prompts of 1..n_positions tokens, each id inside the vocabulary, under strategies whose words have
+                become token ids.
 
         Returns:
             One response per request, in order.
         """
-        units = [unit for index, request in enumerate(requests) for unit in self._units(index, request)]
-        waiting = _gather(requests, units)
-        scores = self._run(waiting) if waiting else {}
-        if self.with_prompt_logprobs:
-            prompts = {request.prompt_token_ids for request in requests}
-            scores |= {prompt: self._score_alone(prompt) for prompt in prompts - scores.keys()}
-        results: list[list[Completion] | RowError] = [[] for _ in requests]
-        for unit in units:
-            done = results[unit.request]
-            assert unit.result is not None
-            if isinstance(unit.result, RowError):
-                results[unit.request] = unit.result
-            elif not isinstance(done, RowError):
-                done.extend(unit.result)
-        return [
-            Response(
-                result if isinstance(result, RowError) else tuple(result),
-                scores.get(request.prompt_token_ids),
-            )
-            for request, result in zip(requests, results, strict=True)
+        scored = [index for index, request in enumerate(requests) if isinstance(request.strategy, Score)]
+        results: dict[int, Result] = dict(zip(scored, self._score([requests[index] for index in scored]), strict=True))
+        units = [
+            unit
+            for index, request in enumerate(requests)
+            for unit in make_units(index, request, self.num_alternatives, self.limits)
         ]
-
-    def _units(self, index: int, request: Request) -> list[Unit]:
-        """What runs for a request."""
-        strategy = request.strategy
-        num_prompt_tokens = len(request.prompt_token_ids)
-        wanted, room = max_steps(strategy, num_prompt_tokens), self.model.num_positions + 1 - num_prompt_tokens
-        ending = Ending(
-            strategy=strategy,
-            eos_token_ids=frozenset() if strategy.ignore_eos else self.eos_token_ids,
-            limit=min(wanted, room),
-            limit_reason="length" if wanted <= room else "context",
-            token_bytes=self.token_bytes,
-            longest_stop=max((len(stop.encode()) for stop in strategy.stop_strings), default=0),
-        )
-        if isinstance(strategy, BeamSearch):
-            units = [Unit(index, strategy.num_beams, Beams(strategy, ending, []))]
-        else:
-            units = [Unit(index, 1, Single(strategy, ending, seed, [])) for seed in request.seeds]
-        if ending.limit < 1:  # max_length leaves nothing to generate
-            score = 0.0 if isinstance(strategy, BeamSearch) else None
-            empty = completion(None, self.num_alternatives, (ending.limit_reason, None), score)
-            for unit in units:
-                unit.result = (empty,) * (len(request.seeds) // len(units))
-        return units
+        logprobs = self._run(_gather(units))
+        for unit in units:
+            results[unit.request] = _joined(results.get(unit.request, ()), unit.result)
+        if self.with_prompt_logprobs:
+            missing = {request.prompt_token_ids for request in requests} - logprobs.keys()
+            logprobs |= {prompt: self._score_prompt(prompt) for prompt in missing}
+        return [
+            Response(results[index], logprobs.get(request.prompt_token_ids)) for index, request in enumerate(requests)
+        ]
 
     def _run(self, waiting: deque[Waiting]) -> dict[Prompt, FloatArray]:
         """Run all units to their results.
@@ -135,81 +107,86 @@ class Engine:
         Returns:
             Log-probabilities of the prompts' tokens, if wanted.
         """
+        logprobs: dict[Prompt, FloatArray] = {}
+        if not waiting:
+            return logprobs
         cache = self._new_cache(waiting)
         running: list[Unit] = []
-        scores: dict[Prompt, FloatArray] = {}
         while waiting or running:
             free = cache.num_slots - sum(unit.num_slots for unit in running)
             if waiting and (not running or free * REFILL_SHARE >= cache.num_slots) and _fits(waiting, free):
-                admitted = _admit(waiting, free)
-                running += self._prefill(cache, running, admitted, scores)
+                running += self._prefill(cache, running, _admit(waiting, free), logprobs)
             else:
                 self._decode(cache, running)
             running = [unit for unit in running if unit.result is None]
             _rearrange(cache, running)
-        return scores
+        return logprobs
 
     def _new_cache(self, waiting: deque[Waiting]) -> SlotCache:
-        """A cache with as many slots as the limits allow, each as long as the longest completion needs."""
-        positions = max(_num_positions(prompt) for prompt in waiting)
+        """A cache with as many slots as the limits allow, each as long as the longest row needs."""
+        units = [unit for prompt in waiting for unit in prompt.units]
+        positions = max(unit.num_positions for unit in units)
         affordable = self.cache_bytes // (positions * self.model.kv_bytes_per_token)
-        widths = [unit.num_slots for prompt in waiting for unit in prompt.units]
+        widths = [unit.num_slots for unit in units]
         return self.model.new_cache(min(max(min(self.max_slots, affordable), max(widths)), sum(widths)), positions)
 
     def _prefill(
-        self, cache: SlotCache, running: list[Unit], admitted: list[Waiting], scores: dict[Prompt, FloatArray]
+        self, cache: SlotCache, running: list[Unit], admitted: list[Waiting], logprobs: dict[Prompt, FloatArray]
     ) -> list[Unit]:
         """Run new prompts through the model and take their units' first step; returns the units."""
-        first_slot = sum(len(unit.state.running) for unit in running)
-        prompts = [prompt.prompt for prompt in admitted]
-        hidden = self.model.prefill(cache, first_slot, prompts)  # (B, T, E)
-        if self.with_prompt_logprobs:
-            scores.update((prompt, self._score(prompt, hidden[row])) for row, prompt in enumerate(prompts))
-        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=hidden.device)
-        logits = self.model.logits(hidden[torch.arange(len(prompts), device=hidden.device), ends])
-        for slot, prompt in enumerate(admitted, start=first_slot):
-            for unit in prompt.units:
-                unit.state.running = [Hypothesis(slot)]
+        first_slot = sum(len(row.slots) for unit in running for row in unit.state.running)
         units = [unit for prompt in admitted for unit in prompt.units]
-        advance(Turn(cache, first_slot, logits, measure(logits, self.num_alternatives)), units)
+        prompts = list(dict.fromkeys(prompt for unit in units for prompt in unit.prompts))
+        slots = {prompt: slot for slot, prompt in enumerate(prompts, start=first_slot)}
+        states = self.model.prefill(cache, first_slot, prompts, _early(self.model, units))  # (B, T, E)
+        for unit in units:
+            root = unit.state.ending.root(tuple(slots[prompt] for prompt in unit.prompts))
+            unit.state.begin(root, states.last[root.slot - first_slot, : len(unit.prompts[0])])
+        if self.with_prompt_logprobs:
+            wanted = [(each.prompt, slots[each.prompt] - first_slot) for each in admitted]
+            logprobs |= {prompt: prompt_logprobs(self.model, prompt, states.last[row]) for prompt, row in wanted}
+        ends = [len(prompt) - 1 for prompt in prompts]
+        self._advance(cache, first_slot, _at(states, ends), units)
         return units
 
     def _decode(self, cache: SlotCache, running: list[Unit]) -> None:
-        """One token for every running row."""
-        newest = {row.slot: row.step.token for unit in running for row in unit.state.running if row.step}
+        """One token for every running row, and for its twin."""
+        rows = [row for unit in running for row in unit.state.running]
+        newest = {slot: row.step.token for row in rows if row.step for slot in row.slots}
         tokens = torch.tensor([newest[slot] for slot in range(len(newest))], device=self.model.device)
-        logits = self.model.logits(self.model.decode(cache, tokens))
-        advance(Turn(cache, 0, logits, measure(logits, self.num_alternatives)), running)
+        self._advance(cache, 0, self.model.decode(cache, tokens, _early(self.model, running)), running)
 
-    def _score_alone(self, prompt: Prompt) -> FloatArray:
-        """As `_score`, for a prompt from which nothing is generated."""
+    def _advance(self, cache: SlotCache, first_slot: int, states: States, units: Sequence[Unit]) -> None:
+        """From hidden states at the newest tokens, (B, E), to the next token of every row."""
+        logits = self.model.logits(states.last)
+        advance(Turn(cache, self.model, first_slot, states, logits, measure(logits, self.num_alternatives)), units)
+
+    def _score(self, requests: Sequence[Request]) -> list[Result]:
+        scored = score_targets(self.model, requests, self.num_alternatives)
+        return [one if isinstance(one, RowError) else (one,) for one in scored]
+
+    def _score_prompt(self, prompt: Prompt) -> FloatArray:
+        """Log-probabilities of a prompt from which nothing is generated."""
         cache = self.model.new_cache(1, len(prompt))
-        return self._score(prompt, self.model.prefill(cache, 0, [prompt])[0])
-
-    def _score(self, prompt: Prompt, hidden: Tensor) -> FloatArray:
-        """Log-probability of each prompt token given those before it, NaN first. `hidden` is (T, E)."""
-        targets = torch.tensor(prompt[1:], dtype=torch.int64, device=hidden.device)
-        parts = [
-            token_logprobs(self.model.logits(hidden[start : start + len(chunk)]), chunk).cpu().numpy()
-            for start in range(0, len(targets), POSITIONS_PER_CHUNK)
-            if len(chunk := targets[start : start + POSITIONS_PER_CHUNK])
-        ]
-        return np.concatenate([np.array([np.nan], np.float32), *parts])
+        return prompt_logprobs(self.model, prompt, self.model.prefill(cache, 0, [prompt]).last[0])
 
 
-def _gather(requests: Sequence[Request], units: Sequence[Unit]) -> deque[Waiting]:
+def _joined(done: Result, new: Result | None) -> Result:
+    """Results of a request's units as one; an error of one is the error of all."""
+    assert new is not None
+    if isinstance(done, RowError):
+        return done
+    return new if isinstance(new, RowError) else (*done, *new)
+
+
+def _gather(units: Sequence[Unit]) -> deque[Waiting]:
     """Unfinished units by prompt, the prompts that need most positions first."""
     by_prompt: dict[Prompt, Waiting] = {}
     for unit in units:
         if unit.result is None:
-            prompt = requests[unit.request].prompt_token_ids
-            by_prompt.setdefault(prompt, Waiting(prompt)).units.append(unit)
-    return deque(sorted(by_prompt.values(), key=_num_positions, reverse=True))
-
-
-def _num_positions(waiting: Waiting) -> int:
-    """Positions the longest completion of a prompt occupies; its last token is never fed."""
-    return len(waiting.prompt) + max(unit.state.ending.limit for unit in waiting.units) - 1
+            by_prompt.setdefault(unit.prompts[0], Waiting(unit.prompts[0])).units.append(unit)
+    longest = {each.prompt: max(unit.num_positions for unit in each.units) for each in by_prompt.values()}
+    return deque(sorted(by_prompt.values(), key=lambda each: longest[each.prompt], reverse=True))
 
 
 def _fits(waiting: deque[Waiting], free: int) -> bool:
@@ -230,12 +207,34 @@ def _admit(waiting: deque[Waiting], free: int) -> list[Waiting]:
     return admitted
 
 
+def _early(model: GPT2, units: Sequence[Unit]) -> set[int]:
+    """Early layers that the units' strategies look at."""
+    strategies = [unit.state.ending.strategy for unit in units]
+    return {
+        layer
+        for strategy in strategies
+        if isinstance(strategy, Dola)
+        for layer in early_layers(strategy, model.num_layers)
+    }
+
+
+def _at(states: States, ends: Sequence[int]) -> States:
+    """Hidden states (B, T, E) at one position of each row, (B, E)."""
+    rows = torch.arange(len(ends), device=states.last.device)
+    positions = torch.tensor(ends, device=states.last.device)
+
+    def pick(hidden: Tensor) -> Tensor:
+        return hidden[rows, positions]
+
+    return States(pick(states.last), {layer: pick(hidden) for layer, hidden in states.early.items()})
+
+
 def _rearrange(cache: SlotCache, running: list[Unit]) -> None:
     """Move the running rows to slots 0..n-1; rows still lie where their parents did."""
-    rows = [(unit, index, row.slot) for unit in running for index, row in enumerate(unit.state.running)]
-    slots = place([slot for _, _, slot in rows])
-    sources = [0] * len(rows)
-    for (unit, index, source), slot in zip(rows, slots, strict=True):
-        unit.state.running[index] = unit.state.running[index].moved(slot)
-        sources[slot] = source
-    cache.rearrange(sources)
+    sources = [slot for unit in running for row in unit.state.running for slot in row.slots]
+    slots = place(sources)
+    new = iter(slots)
+    for unit in running:
+        unit.state.move([tuple(next(new) for _ in row.slots) for row in unit.state.running])
+    moves = dict(zip(slots, sources, strict=True))
+    cache.rearrange([moves[slot] for slot in range(len(slots))])

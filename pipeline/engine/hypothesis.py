@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.engine.allowed_words import AllowedWords, Place
+from pipeline.engine.forced_words import ForcedWords, Progress
 from pipeline.engine.measure import Measures
 from pipeline.records import Completion
 from pipeline.stops import find_stop
-from pipeline.strategies import Strategy
+from pipeline.strategies import Decoding
 
 
 class Step(NamedTuple):
@@ -34,50 +36,76 @@ class Hypothesis:
     """A running row.
 
     Attributes:
-        slot: where its keys and values lie, or those of the parent it was just made from.
+        slots: where its keys and values lie, or those of the parent it was just made from; under guidance a second one
+            is that of its twin, which has the negative prompt in place of the prompt.
         step: the newest token; None right after the prompt.
         num_generated: tokens so far.
         tail: last bytes of the text, enough to find a stop string that the next token completes.
+        place: where in the allowed words the completion stands.
+        progress: what it holds of the forced words.
     """
 
-    slot: int
+    slots: tuple[int, ...]
     step: Step | None = None
     num_generated: int = 0
     tail: bytes = b""
+    place: Place | None = None
+    progress: Progress | None = None
 
-    def moved(self, slot: int) -> Hypothesis:
-        """The same hypothesis in another slot."""
-        return self if slot == self.slot else replace(self, slot=slot)
+    @property
+    def slot(self) -> int:
+        """Its own slot."""
+        return self.slots[0]
+
+    def moved(self, slots: tuple[int, ...]) -> Hypothesis:
+        """The same hypothesis in other slots."""
+        return self if slots == self.slots else replace(self, slots=slots)
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """When the completions of one request end. One instance per request.
+    """When the completions of one request end, and what they may be made of. One instance per request.
 
     Attributes:
         eos_token_ids: empty under `ignore_eos`.
+        num_prompt_tokens: of the request.
         limit: most tokens to generate, at least 1.
         limit_reason: `length`, or `context` if the model's positions end before the strategy's limit.
         token_bytes: of every token id; b"" for special ones.
         longest_stop: bytes of the longest stop string; 0 without any.
     """
 
-    strategy: Strategy
+    strategy: Decoding
     eos_token_ids: frozenset[int]
+    num_prompt_tokens: int
     limit: int
     limit_reason: str
     token_bytes: list[bytes]
     longest_stop: int
+    allowed_words: AllowedWords | None = None
+    forced_words: ForcedWords | None = None
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """All tokens that end a row, EOS included."""
         return tuple(sorted({*self.eos_token_ids, *self.strategy.stop_token_ids}))
 
+    def root(self, slots: tuple[int, ...]) -> Hypothesis:
+        """The hypothesis right after the prompt."""
+        return Hypothesis(
+            slots,
+            place=self.allowed_words.start if self.allowed_words else None,
+            progress=self.forced_words.start if self.forced_words else None,
+        )
+
     def child(self, parent: Hypothesis, step: Step) -> Hypothesis:
         """The hypothesis after one more step."""
         tail = (parent.tail + self.token_bytes[step.token])[-self.longest_stop :] if self.longest_stop else b""
-        return Hypothesis(parent.slot, step, parent.num_generated + 1, tail)
+        place = self.allowed_words.next(parent.place, step.token) if self.allowed_words and parent.place else None
+        progress = (
+            self.forced_words.next(parent.progress, step.token) if self.forced_words and parent.progress else None
+        )
+        return Hypothesis(parent.slots, step, parent.num_generated + 1, tail, place, progress)
 
     def reason(self, parent: Hypothesis, token: int) -> tuple[str, str | int | None] | None:
         """Finish reason and match if `token` ends the row after `parent`, else None."""
@@ -97,6 +125,8 @@ def completion(
     last: Step | None,
     num_alternatives: int,
     reason: tuple[str, str | int | None],
+    *,
+    is_drawn: bool = True,
     sequence_score: float | None = None,
 ) -> Completion:
     """Read a finished trace back into arrays.
@@ -105,7 +135,8 @@ def completion(
         last: the newest step; None for a completion without tokens.
         num_alternatives: K.
         reason: finish reason and match.
-        sequence_score: of a beam; beams have no sampling_logprobs.
+        is_drawn: whether each token came from a distribution of its own, which gives it a sampling_logprob.
+        sequence_score: of a beam.
     """
     steps: list[Step] = []
     while last is not None:
@@ -113,13 +144,12 @@ def completion(
         last = last.previous
     steps.reverse()
     shape = (len(steps), num_alternatives)
-    drawn = None if sequence_score is not None else np.array([step.sampling_logprob for step in steps], np.float32)
     return Completion(
         token_ids=np.array([step.token for step in steps], np.int32),
         finish_reason=reason[0],
         stop_match=reason[1],
         token_logprobs=np.array([step.logprob for step in steps], np.float32),
-        sampling_logprobs=drawn,
+        sampling_logprobs=np.array([step.sampling_logprob for step in steps], np.float32) if is_drawn else None,
         token_ranks=np.array([step.rank for step in steps], np.int32),
         entropies=np.array([step.measures.entropies[step.row] for step in steps], np.float32),
         top_token_ids=np.array([step.measures.top_token_ids[step.row] for step in steps], np.int32).reshape(shape),

@@ -10,10 +10,10 @@ Shape letters: B rows, T prompt length (padded), E width, H heads, D head size, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,16 @@ class Block:
     mlp_in: Dense
     mlp_out: Dense
     scale: float
+
+
+class States(NamedTuple):
+    """Hidden states after the final norm: of the last layer, and of the early layers that were asked for.
+
+    Layer l is transformers' `hidden_states[l]`, 0 the embedding; there early ones are not normed.
+    """
+
+    last: Tensor
+    early: dict[int, Tensor]
 
 
 class GPT2:
@@ -126,14 +136,24 @@ class GPT2:
             device=self.device,
         )
 
-    def prefill(self, cache: SlotCache, first_slot: int, prompts: list[tuple[int, ...]]) -> Tensor:
+    @property
+    def num_layers(self) -> int:
+        """Transformer layers."""
+        return len(self.blocks)
+
+    def prefill(
+        self, cache: SlotCache, first_slot: int, prompts: list[tuple[int, ...]], early: Collection[int] = ()
+    ) -> States:
         """Run whole prompts into the slots from `first_slot` on.
 
         Prompts are padded on the right: under the causal mask no real token sees a pad, and what pads leave in the
         cache lies past the row's length. Their keys and values are zeros, since NaN shows through a mask.
 
+        Args:
+            early: layers whose states are wanted too.
+
         Returns:
-            Final hidden states, (B, T, E); those past a prompt's length mean nothing.
+            Hidden states, (B, T, E); those past a prompt's length mean nothing.
         """
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         width = int(lengths.max())
@@ -143,24 +163,28 @@ class GPT2:
         cache.lengths[slots] = lengths.to(self.device)
         pads = (torch.arange(width) >= lengths[:, None])[:, None, :, None].to(self.device)  # (B, 1, T, 1)
         x = F.embedding(input_ids, self.wte) + self.wpe[:width]  # (B, T, E)
+        kept = {}
         for layer, block in enumerate(self.blocks):
+            if layer in early:
+                kept[layer] = self._norm(self.ln_f, x)
             query, key, value = self._heads(block, x)  # (B, H, T, D) each
             key, value = key.masked_fill(pads, 0), value.masked_fill(pads, 0)
             cache.keys[layer, slots, :, :width] = key
             cache.values[layer, slots, :, :width] = value
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=block.scale)
             x = self._residual(block, x, mixed)
-        return self._norm(self.ln_f, x)
+        return States(self._norm(self.ln_f, x), kept)
 
-    def decode(self, cache: SlotCache, tokens: Tensor) -> Tensor:
+    def decode(self, cache: SlotCache, tokens: Tensor, early: Collection[int] = ()) -> States:
         """Append one token to each of the first B slots.
 
         Args:
             cache: slots 0..B-1 are extended in place.
             tokens: (B,) int64.
+            early: layers whose states are wanted too.
 
         Returns:
-            Final hidden states, (B, E).
+            Hidden states, (B, E).
         """
         rows = torch.arange(len(tokens), device=self.device)
         positions = cache.lengths[: len(tokens)].clone()  # (B,) of the new token
@@ -171,7 +195,10 @@ class GPT2:
         cache.token_ids[rows, positions] = tokens
         cache.lengths[rows] += 1
         x = (F.embedding(tokens, self.wte) + F.embedding(positions, self.wpe))[:, None]  # (B, 1, E)
+        kept = {}
         for layer, block in enumerate(self.blocks):
+            if layer in early:
+                kept[layer] = self._norm(self.ln_f, x)[:, 0]
             query, key, value = self._heads(block, x)  # (B, H, 1, D) each
             cache.keys[layer, rows, :, positions] = key[:, :, 0]
             cache.values[layer, rows, :, positions] = value[:, :, 0]
@@ -179,7 +206,7 @@ class GPT2:
             values = cache.values[layer, : len(tokens), :, :width]
             mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=block.scale)
             x = self._residual(block, x, mixed)
-        return self._norm(self.ln_f, x)[:, 0]
+        return States(self._norm(self.ln_f, x)[:, 0], kept)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, E) -> (B, V) float32."""
