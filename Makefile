@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test fuzz oracle lint bench clean
+.PHONY: demo test fuzz fuzz-inputs oracle lint bench clean
 
 demo: $(VENV)/.ready  ## run jobs/demo.yaml on a local Ray and show what came out
 	$(BIN)/batchgen run jobs/demo.yaml
@@ -16,6 +16,9 @@ SEED ?= 0
 fuzz: $(VENV)/.ready  ## so many random jobs against transformers and as many against the references, e.g. SEED=7
 	FUZZ_JOBS=$(FUZZ_JOBS) $(BIN)/python -m pytest tests/test_fuzz.py --timeout=0 --hypothesis-seed=$(SEED) \
 		--hypothesis-show-statistics
+
+fuzz-inputs: $(VENV)/.ready  ## hostile input files at random, for minutes
+	$(BIN)/python -m pytest -m fuzz tests/test_input_fuzz.py
 
 oracle: $(VENV)/.ready .oracle/.ready  ## the strategies that transformers dropped, against 4.41.2 in an environment of its own
 	$(BIN)/python -m pytest tests/test_oracle.py

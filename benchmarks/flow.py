@@ -25,7 +25,6 @@ from benchmarks.noop import NUM_TOKENS, PROMPT_CHARACTERS, make_noop_engine, noo
 from pipeline.cluster import RayExecutor
 from pipeline.config import Job
 from pipeline.job import Executor, Run, here, run
-from pipeline.plan import Plan
 from pipeline.shard import Part
 
 
@@ -52,15 +51,16 @@ class Timeline:
     shards_s: float = 0.0
     shard_rows: int = 0
 
-    def start(self, plan: Plan, done: Sequence[Part]) -> None:
+    def start(self, num_rows: int, num_shards: int, done: Sequence[Part]) -> None:
         """The plan is made."""
-        self.planned, self.shard_rows = time.perf_counter(), plan.shard_rows
+        self.planned = time.perf_counter()
 
     def part(self, part: Part) -> None:
         """A part is published; its shard began `part.seconds` ago."""
         self.reported = time.perf_counter()
         self.working = min(self.working, self.reported - part.seconds)
         self.shards_s += part.seconds
+        self.shard_rows = max(self.shard_rows, part.rows)  # one strategy: a row of output per row of input
 
     def seconds(self) -> dict[str, float]:
         """Of the whole, of each stage, of all shards, which run at the same time, and of CPU."""

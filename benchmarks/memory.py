@@ -23,7 +23,6 @@ from benchmarks.machine import machine, peak_bytes, write_result
 from benchmarks.noop import make_registered_engine, noop_job, write_input
 from pipeline.cluster import RayExecutor
 from pipeline.job import run
-from pipeline.plan import Plan
 from pipeline.shard import Part
 
 TIMES = 10
@@ -37,7 +36,7 @@ class PeakWatch:
         self.registry = registry
         self.peaks: dict[int, int] = {}
 
-    def start(self, plan: Plan, done: Sequence[Part]) -> None:
+    def start(self, num_rows: int, num_shards: int, done: Sequence[Part]) -> None:
         """Nothing runs yet."""
 
     def part(self, part: Part) -> None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import InputError
 from pipeline.input_files import InputFile
 
+_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 _BATCH_ROWS = 1024  # as fast as larger ones, and a batch of documents must fit
 
 
@@ -34,7 +35,7 @@ def readable(name: str, format_: str) -> Iterator[None]:
     """Turn what pyarrow raises on a damaged or foreign file into an InputError that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for names of columns
         raise InputError(
             f"{name} cannot be read as {format_}: {error}. Check that it was written completely."
         ) from error
@@ -103,12 +104,41 @@ def _cut(batches: Iterable[pa.RecordBatch], schema: pa.Schema, lo: int, hi: int)
         start, stop = max(lo - position, 0), min(hi - position, batch.num_rows)
         if start < stop:
             piece = batch.select(schema.names).slice(start, stop - start)
-            piece.validate()
+            for column in piece.columns:
+                _check_layout(column)
             pieces.append(pa.record_batch(piece.columns, schema=schema))
         position += batch.num_rows
         if position >= hi:
             break
     return pa.Table.from_batches(pieces, schema)
+
+
+def _check_layout(array: pa.Array) -> None:
+    """Raise ArrowInvalid if offsets or indices of a damaged file point outside its data: to follow them may crash.
+
+    Text is looked at as bytes, for what is not UTF-8 spoils only its own row.
+    """
+    array.view(_without_text(array.type)).validate(full=True)
+
+
+def _without_text(type_: pa.DataType) -> pa.DataType:
+    """The type with the same layout that holds bytes where there is text."""
+    types = pa.types
+    if type_ in _BYTES:
+        return _BYTES[type_]
+    if types.is_list(type_):
+        return pa.list_(_without_text(type_.value_type))
+    if types.is_large_list(type_):
+        return pa.large_list(_without_text(type_.value_type))
+    if types.is_fixed_size_list(type_):
+        return pa.list_(_without_text(type_.value_type), type_.list_size)
+    if types.is_map(type_):
+        return pa.map_(_without_text(type_.key_type), _without_text(type_.item_type))
+    if types.is_struct(type_):
+        return pa.struct([(field.name, _without_text(field.type)) for field in type_])
+    if types.is_dictionary(type_):
+        return pa.dictionary(type_.index_type, _without_text(type_.value_type), type_.ordered)
+    return type_
 
 
 def _open_parquet(path: str) -> Any:

@@ -1,7 +1,8 @@
 """The command `batchgen`: arguments in, one call, exit code out.
 
 Exit codes: 0 done, 2 bad config or input, 3 finished past max_error_rate, 4 the cluster or the storage failed, or
-another driver holds the folder, 130 Ctrl-C. After 4 and 130 the same command goes on where this one stopped.
+another driver holds the folder, 5 verify or replay found something wrong, 130 Ctrl-C. After 4 and 130 the same command
+goes on where this one stopped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # heavy imports happen inside the commands, so that --help is
     from pipeline.job import Progress, Run
 
 EXIT_TOO_MANY_ERRORS = 3
+EXIT_WRONG = 5
 EXIT_INTERRUPTED = 130
 STOPPED_RUN = "stopped. Finished parts are kept; run the same command again to resume."
 
@@ -155,6 +157,94 @@ def gc(folder: str, yes: bool) -> None:
             click.echo(key)
         said = "deleted" if yes else "to delete with --yes"
         click.echo(f"{len(found)} leftovers {said}" if found else "no leftovers", err=True)
+
+
+@main.command()
+@click.argument("folder", metavar="OUT")
+@click.option("--rescore", type=click.IntRange(min=0), default=0, metavar="N", help="Ask the model again for N rows.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def verify(folder: str, rescore: int, as_json: bool) -> None:
+    """Prove that a run's folder, finished or not, is whole and true.
+
+    \b
+    batchgen verify out/demo
+    batchgen verify out/demo --rescore 100
+
+    Exits with 5 if something is wrong. Docs: docs/verify.md.
+    """
+    with _exit_codes():
+        from pipeline.verify import verify as proof
+        from pipeline.verify_screen import print_report
+
+        report = proof(folder, rescore)
+        if as_json:
+            click.echo(json.dumps(report.to_json(), ensure_ascii=False))
+        else:
+            print_report(report)
+        if not report.is_proven:
+            sys.exit(EXIT_WRONG)
+
+
+@main.command()
+@click.argument("folder", metavar="OUT")
+@click.option("--row-id", required=True, metavar="ID", help="Of the row, as in column row_id.")
+@click.option("--strategy", metavar="NAME", help="Only this strategy.")
+@click.option("--sample", type=click.IntRange(min=0), metavar="N", help="Only this sample.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, as_json: bool) -> None:
+    """Generate a row of a run again and say what differs.
+
+    \b
+    batchgen replay out/demo --row-id skip-00
+    batchgen replay out/demo --row-id skip-00 --strategy nucleus --sample 1
+
+    Exits with 5 if something differs that the run's determinism does not allow. Docs: docs/verify.md.
+    """
+    with _exit_codes():
+        from pipeline.replay import DIFFERS
+        from pipeline.replay import replay as again
+        from pipeline.verify_screen import print_verdicts
+
+        verdicts = again(folder, row_id, strategy, sample)
+        if as_json:
+            rows = [{**verdict._asdict(), "difference": verdict.difference._asdict()} for verdict in verdicts]
+            click.echo(json.dumps({"schema": 1, "row_id": row_id, "completions": rows}, ensure_ascii=False))
+        else:
+            print_verdicts(verdicts)
+        if any(verdict.result == DIFFERS for verdict in verdicts):
+            sys.exit(EXIT_WRONG)
+
+
+@main.command("retry-errors")
+@click.argument("folder", metavar="OUT")
+@click.option("--error-type", "error_types", metavar="TYPE", multiple=True, help="Only errors of this type.")
+def retry_errors(folder: str, error_types: tuple[str, ...]) -> None:
+    """Compute the error rows of a finished run again.
+
+    \b
+    batchgen retry-errors out/demo
+    batchgen retry-errors out/demo --error-type logits_not_finite
+
+    Results go to OUT/retries/0001 (then 0002, ...), beside data/, which stays as it is. Run the same command again to
+    resume. Docs: docs/verify.md.
+    """
+    with _exit_codes():
+        from pipeline import retry
+        from pipeline.cluster import RayExecutor
+        from pipeline.verify_screen import print_outlook, print_retried
+
+        outlook = retry.look(folder, error_types)
+        if outlook is None:
+            click.echo(f"no error rows are left, nothing to do · {folder}")
+            return
+        print_outlook(outlook)
+        limits = outlook.run.job.run
+        with _progress() as progress:
+            retried = retry.carry_out(outlook, RayExecutor(limits), progress)
+        print_retried(retried)
+        if retried.num_errors > limits.max_error_rate * outlook.run.num_output_rows:
+            click.echo(f"error: that is still more than run.max_error_rate ({limits.max_error_rate:.1%}).", err=True)
+            sys.exit(EXIT_TOO_MANY_ERRORS)
 
 
 @main.command()

@@ -23,7 +23,7 @@ from pipeline.errors import InputError
 from pipeline.input_changes import changed, stamp_of, unchanged
 from pipeline.input_columns import Use
 from pipeline.input_files import TEXT_FORMATS, FoundFile, InputFile, Stamp, find, relative_names
-from pipeline.input_rows import Place, Value, prompt_columns, prompt_values, row_ids
+from pipeline.input_rows import Place, Value, is_unicode, prompt_columns, prompt_values, row_ids
 from pipeline.records import RowError
 from pipeline.schema import output_schema
 from pipeline.text_files import Typed
@@ -173,6 +173,10 @@ def _check_kept_names(config: InputConfig) -> None:
     """Refuse names that are in the output already. Spark and DuckDB do not tell `Text` from `text`."""
     taken = {name.casefold(): f"the output has its own `{name}`" for name in output_schema(pa.schema([])).names}
     for column in config.keep_columns:
+        if not is_unicode(column):
+            raise InputError(
+                f"`input.keep_columns` cannot have {column!r}: it is not valid Unicode. Rename the column."
+            )
         if column.casefold() in taken:
             raise InputError(
                 f"`input.keep_columns` cannot have `{column}`: {taken[column.casefold()]}, and case does not count. "
@@ -285,7 +289,8 @@ def _kept_errors(rows: _Rows, place: Place) -> dict[int, RowError]:
 
 def _read_rows(dataset: Dataset, file: InputFile, lo: int, hi: int) -> _Rows:
     config = dataset.config
-    used = dict.fromkeys([*prompt_columns(config), *([config.id_column] if config.id_column else []), *dataset.others])
+    ids = [] if config.id_column is None else [config.id_column]
+    used = dict.fromkeys([*prompt_columns(config), *ids, *dataset.others])
     with unchanged(file), arrow_files.readable(file.name, file.format):
         if file.format in TEXT_FORMATS:
             rows = _text_rows(file, list(used), dataset.kept_schema, lo, hi)

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.errors import InputError
 
+MAX_NESTING = 16  # lists and structs in one another: DuckDB takes twice as long to read a column for each more
 _EXTENSION_NAME = b"ARROW:extension:name"
 _UNITS = {"ns": "us", "s": "ms"}  # Spark refuses files with nanoseconds; Parquet has no seconds
 _PLAIN = {
@@ -56,7 +57,12 @@ def is_token_ids(type_: pa.DataType) -> bool:
 
 def is_writable(type_: pa.DataType) -> bool:
     """Every reader of the output takes it: not so float16, times, decimal256, durations, intervals, unions, empty
-    structs, list views and run ends (Spark, Polars or the Parquet writer refuse a whole file for one of them)."""
+    structs, list views and run ends (Spark, Polars or the Parquet writer refuse a whole file for one of them), and
+    what is nested too deeply."""
+    return _nesting(type_) <= MAX_NESTING and _is_plain(type_)
+
+
+def _is_plain(type_: pa.DataType) -> bool:
     types = pa.types
     refused = (
         types.is_float16(type_),
@@ -69,7 +75,12 @@ def is_writable(type_: pa.DataType) -> bool:
         types.is_list_view(type_) or types.is_large_list_view(type_),
         types.is_run_end_encoded(type_),
     )
-    return not any(refused) and all(is_writable(child.type) for child in _children(type_))
+    return not any(refused) and all(_is_plain(child.type) for child in _children(type_))
+
+
+def _nesting(type_: pa.DataType) -> int:
+    """Lists and structs in one another; 0 for a plain value."""
+    return max((1 + _nesting(child.type) for child in _children(type_)), default=0)
 
 
 def check_present(found: Iterable[str], uses: Iterable[Use], where: str) -> None:

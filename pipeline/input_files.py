@@ -193,7 +193,9 @@ def _read_json(path: str) -> Any:
 
 
 def _named(path: str) -> FoundFile:
-    """The file if its format is known."""
+    """The file if its format is known. A pipe or a device would be waited for, or read, without end."""
+    if not os.path.isfile(path):
+        raise InputError(f"{path} (input.path) is no regular file. Write the data to one and give its path.")
     suffix = _suffix(path)
     if suffix in FORMATS:
         return FoundFile((path, 0), path, FORMATS[suffix])

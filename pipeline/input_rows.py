@@ -58,7 +58,8 @@ def prompt_columns(config: InputConfig) -> tuple[str, ...]:
     """Columns that a prompt is made of."""
     if config.prompt_template is not None:
         return tuple(dict.fromkeys(parse_template(config.prompt_template).columns))
-    return (config.prompt_column or config.token_ids_column or "prompt",)
+    named = (config.prompt_column, config.token_ids_column)
+    return (next((name for name in named if name is not None), "prompt"),)
 
 
 def prompt_values(config: InputConfig, values: Mapping[str, Sequence[Any]], place: Place) -> list[Value]:
@@ -103,7 +104,7 @@ def _text(value: Any, column: str, i: int, place: Place, what: str = "prompt") -
         return RowError(f"{what}_null", f"column `{column}` is null ({place(i)})")
     if not isinstance(value, str):
         return RowError(f"{what}_not_text", f"column `{column}` must be text, but is {_kind(value)} ({place(i)})")
-    if not _is_unicode(value):
+    if not is_unicode(value):
         return RowError(f"{what}_not_unicode", f"column `{column}` is not valid Unicode ({place(i)})")
     return value
 
@@ -135,12 +136,12 @@ def _key_error(value: Any, column: str, i: int, place: Place) -> RowError | None
         return RowError("id_null", f"column `{column}` is null ({place(i)})")
     if type(value) not in (str, int):
         return RowError("id_not_text", f"column `{column}` must be text or integer, but is {_kind(value)} ({place(i)})")
-    if isinstance(value, str) and not _is_unicode(value):
+    if isinstance(value, str) and not is_unicode(value):
         return RowError("id_not_unicode", f"column `{column}` is not valid Unicode ({place(i)})")
     return None
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """False if there is a lone surrogate in it, which UTF-8 cannot write."""
     try:
         text.encode()

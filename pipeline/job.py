@@ -27,8 +27,8 @@ Executor = Callable[[Callable[[], Worker], Sequence[Shard]], Iterator[Part]]
 class Progress(Protocol):
     """Told what happens during a run."""
 
-    def start(self, plan: Plan, done: Sequence[Part]) -> None:
-        """The run begins, with these parts already there."""
+    def start(self, num_rows: int, num_shards: int, done: Sequence[Part]) -> None:
+        """The run begins: so many rows of output in so many shards, of which these parts are already there."""
 
     def part(self, part: Part) -> None:
         """One more part is published."""
@@ -94,7 +94,7 @@ def run(
         todo = [shard for shard in plan.shards if shard.key not in finished]
         parts = [manifest.stored_part(folder, plan, shard) for shard in plan.shards if shard.key in finished]
         if progress:
-            progress.start(plan, parts)
+            progress.start(plan.num_output_rows, len(plan.shards), parts)
         for part in execute(partial(open_worker, plan.setup(folder), engine_maker), todo) if todo else ():
             still_mine()
             parts.append(published(part, folder))

@@ -1,7 +1,7 @@
 """The documents beside the parts: `_plan.json`, `_manifest.json`, `_vocab.parquet`, `README.md` and `_SUCCESS`.
 
-The plan is written first and never changes. The manifest is written last but one, once the folder holds every planned
-part, and `_SUCCESS` last.
+The plan is written first and never changes, and the vocabulary, which explains the parts, right after it. The manifest
+is written last but one, once the folder holds every planned part, and `_SUCCESS` last.
 """
 
 from __future__ import annotations
@@ -62,11 +62,13 @@ def claim(folder: Folder, plan: Plan) -> Folder:
     Raises:
         OutputError: as `check_ours`, for another driver may have come first.
     """
-    folder.publish(PLAN, _json(_plan_document(plan)))
+    folder.publish(PLAN, to_json(_plan_document(plan)))
     stored = check_ours(folder, plan) or {}
     if stored.get("versions") != library_versions():
         changes = "; ".join(differences(stored.get("versions"), library_versions()))
         log.warning("resuming with other libraries than the run began with, bytes may differ: %s", changes)
+    if VOCABULARY not in folder.list_keys():
+        folder.publish(VOCABULARY, _vocabulary(plan))
     probed = folder.probed(PLAN)
     if not probed.is_exclusive:
         log.warning(
@@ -122,21 +124,26 @@ def finished_keys(folder: Folder) -> set[str]:
 
 
 def stored_part(folder: Folder, plan: Plan, shard: Shard) -> Part:
-    """What the stored part of a shard says of itself.
+    """As `part_facts`, of a shard of the plan."""
+    return part_facts(folder, shard.key, plan.fingerprint, (shard.hi - shard.lo) * plan.rows_per_prompt)
+
+
+def part_facts(folder: Folder, key: str, fingerprint: str, num_rows: int) -> Part:
+    """What a stored part says of itself.
 
     Raises:
         StorageError: it is damaged, of another run, or has not the rows that were planned.
     """
-    data = folder.read(shard.key) or b""
+    data = folder.read(key) or b""
     try:
         metadata = pq.read_metadata(pa.BufferReader(data))
         facts = metadata.metadata
-        if facts[b"batchgen.fingerprint"].decode() != plan.fingerprint:
+        if facts[b"batchgen.fingerprint"].decode() != fingerprint:
             raise ValueError("its fingerprint is that of another run")
-        if metadata.num_rows != (shard.hi - shard.lo) * plan.rows_per_prompt:
+        if metadata.num_rows != num_rows:
             raise ValueError(f"it has {metadata.num_rows} rows")
         return Part(
-            key=shard.key,
+            key=key,
             rows=metadata.num_rows,
             sha256=hashlib.sha256(data).hexdigest(),
             sums=json.loads(facts[b"batchgen.sums"]),
@@ -144,8 +151,7 @@ def stored_part(folder: Folder, plan: Plan, shard: Shard) -> Part:
         )
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
-            f"{folder.name}/{shard.key} is not a part of this run, or is damaged ({error}). "
-            "Remove it and run the job again."
+            f"{folder.name}/{key} is not a part of this run, or is damaged ({error}). Remove it and run the job again."
         ) from error
 
 
@@ -155,17 +161,26 @@ def finish(folder: Folder, plan: Plan, parts: Sequence[Part], timings: dict[str,
     Raises:
         StorageError: the folder does not hold exactly the planned parts.
     """
-    planned, found = {shard.key for shard in plan.shards}, finished_keys(folder)
+    check_complete(folder, {shard.key for shard in plan.shards})
+    manifest = build_manifest(plan, parts, timings, folder.is_exclusive)
+    folder.publish(CARD, _card(folder, plan, manifest).encode())
+    return publish_manifest(folder, manifest)
+
+
+def check_complete(folder: Folder, planned: set[str]) -> None:
+    """Raise StorageError unless the folder holds exactly these parts."""
+    found = finished_keys(folder)
     if planned != found:
         raise StorageError(
             f"{folder.name} lacks {len(planned - found)} of {len(planned)} parts and holds {len(found - planned)} "
             f"others, first {min(planned ^ found)}. All replicas must write to this very folder, and nobody else; then "
             "run the same command again."
         )
-    manifest = build_manifest(plan, parts, timings, folder.is_exclusive)
-    folder.publish(VOCABULARY, _vocabulary(plan))
-    folder.publish(CARD, _card(folder, plan, manifest).encode())
-    folder.publish(MANIFEST, _json(manifest))
+
+
+def publish_manifest(folder: Folder, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write the manifest and then `_SUCCESS`; returns what is stored, which somebody else may have written first."""
+    folder.publish(MANIFEST, to_json(manifest))
     folder.publish(SUCCESS, b"")
     return parse(folder.read(MANIFEST) or b"{}")
 
@@ -227,7 +242,13 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
         "fingerprint": plan.fingerprint,
         "identity": plan.identity,
         "job": plan.job.model_dump(mode="json"),
-        "model": {"name": plan.model.name, "commit": plan.model.commit},
+        "model": {
+            "name": plan.model.name,
+            "commit": plan.model.commit,
+            "num_positions": plan.model.num_positions,
+            "vocab_size": plan.model.vocab_size,
+            "eos_token_ids": list(plan.model.eos_token_ids),
+        },
         "versions": library_versions(),
         "input_rows": plan.dataset.num_rows,
         "output_rows": plan.num_output_rows,
@@ -260,5 +281,6 @@ def _card(folder: Folder, plan: Plan, manifest: dict[str, Any]) -> str:
     )
 
 
-def _json(value: Any) -> bytes:
+def to_json(value: Any) -> bytes:
+    """A document as it is stored."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

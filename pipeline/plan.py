@@ -74,11 +74,8 @@ class Plan:
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides the bytes of the output, as JSON values. Folders do not: files may move."""
-        job = self.job.model_dump(
-            mode="json", exclude={"run": True, "model": True, "input": {"path"}, "output": {"path"}}
-        )
         return {
-            **job,
+            **job_identity(self.job),
             "shard_rows": self.shard_rows,
             "inputs": [
                 {"name": file.name, "rows": file.num_rows, "size_bytes": file.size_bytes, "sha256": file.sha256}
@@ -91,7 +88,7 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the identity."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        return fingerprint_of(self.identity)
 
     @property
     def order(self) -> dict[str, list[str]]:
@@ -114,6 +111,16 @@ class Plan:
         )
 
 
+def job_identity(job: Job) -> dict[str, Any]:
+    """The part of the identity that the job file alone decides."""
+    return job.model_dump(mode="json", exclude={"run": True, "model": True, "input": {"path"}, "output": {"path"}})
+
+
+def fingerprint_of(identity: dict[str, Any]) -> str:
+    """SHA-256 of an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
 def make_plan(job: Job) -> Plan:
     """Look at the input and the checkpoint and decide everything; starts nothing, writes nothing.
 
@@ -122,7 +129,7 @@ def make_plan(job: Job) -> Plan:
     """
     model = checkpoint.inspect(job.model.name, job.model.revision)
     tokenizer = Tokenizer(model.folder, model.vocab_size)
-    strategies = tuple(_resolved(strategy, tokenizer, model) for strategy in job.strategies)
+    strategies = resolved(job, tokenizer, model)
     if job.input.on_empty_prompt == "bos" and model.bos_token_id is None:
         raise ConfigError(
             f"input.on_empty_prompt is `bos`, but model `{model.name}` has no bos_token_id. Set it to `error`."
@@ -135,6 +142,15 @@ def make_plan(job: Job) -> Plan:
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that byte-identity depends on."""
     return {name: version(name) for name in LIBRARIES}
+
+
+def resolved(job: Job, tokenizer: Tokenizer, model: Checkpoint) -> tuple[Strategy, ...]:
+    """The job's strategies with words turned into token ids.
+
+    Raises:
+        ConfigError: one of them does not fit the model.
+    """
+    return tuple(_resolved(strategy, tokenizer, model) for strategy in job.strategies)
 
 
 def _resolved(strategy: Strategy, tokenizer: Tokenizer, model: Checkpoint) -> Strategy:

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline import __version__, checkpoint
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Job
@@ -100,6 +103,7 @@ class Setup:
         checkpoint: what the driver found out about it.
         folder: the output.
         metadata: of every part.
+        only: numbers of the pairs to compute, counted over the whole input in the order of the output; None for all.
     """
 
     job: Job
@@ -110,6 +114,7 @@ class Setup:
     checkpoint: Checkpoint
     folder: Folder
     metadata: dict[str, str]
+    only: npt.NDArray[np.int64] | None = None
 
 
 EngineMaker = Callable[[Setup, Tokenizer], Generates]
@@ -166,6 +171,8 @@ def process_shard(shard: Shard, setup: Setup, tokenizer: Tokenizer, engine: Gene
     rows = read(setup.dataset, shard.lo, shard.hi)
     pairs = make_pairs(rows, tokenizer, setup)
     prompts = make_prompts(rows, pairs, tokenizer, setup)
+    if setup.only is not None:
+        pairs, prompts = wanted(pairs, prompts, rows.first_row * len(setup.strategies), setup.only)
     responses = answer(pairs, prompts, engine)
     output = [
         row for pair in zip(pairs, prompts, responses, strict=True) for row in output_rows(*pair, rows, tokenizer)
@@ -241,6 +248,20 @@ def _prompt(pair: Pair, whole: Prompt, shared: Prompt, targets: dict[str, list[P
             return scored(whole, targets[column][pair.position], setup.rules)
         case _:
             return shared
+
+
+def wanted(
+    pairs: list[Pair], prompts: list[Prompt], first: int, only: npt.NDArray[np.int64]
+) -> tuple[list[Pair], list[Prompt]]:
+    """The pairs that a retry is for, with their prompts; the others have had a part in how prompts were cut.
+
+    Args:
+        pairs, prompts: of a shard.
+        first: number of its first pair.
+        only: numbers of the wanted ones.
+    """
+    chosen = np.flatnonzero(np.isin(np.arange(first, first + len(pairs)), only)).tolist()
+    return [pairs[index] for index in chosen], [prompts[index] for index in chosen]
 
 
 def answer(pairs: Sequence[Pair], prompts: Sequence[Prompt], engine: Generates) -> list[Response]:

@@ -17,7 +17,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.plan import Plan
 from pipeline.shard import Part
 
 log = logging.getLogger("batchgen")
@@ -77,12 +76,10 @@ def _fitted(widths: list[int], is_wide: list[bool], available: int) -> list[int]
 class ShardLines:
     """Progress as a log line per shard."""
 
-    def start(self, plan: Plan, done: Sequence[Part]) -> None:
+    def start(self, num_rows: int, num_shards: int, done: Sequence[Part]) -> None:
         """Say what there is to do."""
-        self.num_shards, self.num_done = len(plan.shards), len(done)
-        log.info(
-            "%s rows, %s shards, %s of them already done", f"{plan.dataset.num_rows:,}", self.num_shards, self.num_done
-        )
+        self.num_shards, self.num_done = num_shards, len(done)
+        log.info("%s rows, %s shards, %s of them already done", f"{num_rows:,}", num_shards, len(done))
 
     def part(self, part: Part) -> None:
         """One line."""
@@ -114,11 +111,11 @@ class Bar:
             refresh_per_second=4,
         )
 
-    def start(self, plan: Plan, done: Sequence[Part]) -> None:
+    def start(self, num_rows: int, num_shards: int, done: Sequence[Part]) -> None:
         """Draw it."""
         self.began, self.tokens, self.errors = time.monotonic(), 0, sum(part.rows - part.ok for part in done)
-        total, completed = plan.num_output_rows, sum(part.rows for part in done)
-        self.task = self.bar.add_task("", total=total, completed=completed, more=" · starting replicas")
+        completed = sum(part.rows for part in done)
+        self.task = self.bar.add_task("", total=num_rows, completed=completed, more=" · starting replicas")
         self.bar.start()
 
     def part(self, part: Part) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import InputError
+from pipeline.input_columns import MAX_NESTING
 from pipeline.input_files import InputFile
 from pipeline.records import RowError
 
@@ -250,15 +251,18 @@ def _widened(known: Typed | None, value: Any, column: str, line: int, name: str)
     return agree(known, seen, column) if known else seen
 
 
-def _infer(value: Any) -> pa.DataType:
+def _infer(value: Any, nesting: int = 0) -> pa.DataType:
+    if nesting > MAX_NESTING:
+        raise _TypeClashError(f"values nested more than {MAX_NESTING} deep")
     if type(value) is int:
         if -(2**63) <= value < 2**63:
             return pa.int64()
         raise _TypeClashError(f"the integer {value}, which does not fit 64 bits")
     if isinstance(value, list):
-        return pa.list_(functools.reduce(_merge, map(_infer, value), pa.null()))
+        items = (_infer(item, nesting + 1) for item in value)
+        return pa.list_(functools.reduce(_merge, items, pa.null()))
     if isinstance(value, dict):
-        return pa.struct([pa.field(_checked_key(key), _infer(child)) for key, child in value.items()])
+        return pa.struct([pa.field(_checked_key(key), _infer(child, nesting + 1)) for key, child in value.items()])
     return _SCALARS[type(value)]
 
 

@@ -64,17 +64,8 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
     def decode(self, token_ids: Iterable[int], stop: str | None = None) -> str:
-        """Text of token ids without special tokens; U+FFFD stands for what is not whole.
-
-        Args:
-            token_ids: of a completion or a prompt.
-            stop: the stop string that the last token completed; the text is cut before it.
-        """
-        pieces = [self.token_bytes[token_id] for token_id in token_ids]
-        text = b"".join(pieces)
-        if stop is not None and (found := find_stop(text, len(pieces[-1]), (stop,))):
-            text = text[: found[0]]
-        return text.decode("utf-8", errors="replace")
+        """As `text_of`, with this vocabulary."""
+        return text_of(self.token_bytes, token_ids, stop)
 
     def variants_ids(self, words: Iterable[str]) -> list[tuple[int, ...]]:
         """Token-id sequences of words: as given, lower, Capitalised and UPPER, each with and without a leading space.
@@ -98,6 +89,21 @@ class Tokenizer:
                 "bytes": pa.array(self.token_bytes, pa.binary()),
             }
         )
+
+
+def text_of(token_bytes: Sequence[bytes], token_ids: Iterable[int], stop: str | None = None) -> str:
+    """Text of token ids without special tokens; U+FFFD stands for what is not whole.
+
+    Args:
+        token_bytes: of every id.
+        token_ids: of a completion or a prompt.
+        stop: the stop string that the last token completed; the text is cut before it.
+    """
+    pieces = [token_bytes[token_id] for token_id in token_ids]
+    text = b"".join(pieces)
+    if stop is not None and (found := find_stop(text, len(pieces[-1]), (stop,))):
+        text = text[: found[0]]
+    return text.decode("utf-8", errors="replace")
 
 
 def _read(folder: Path) -> Any:

@@ -8,10 +8,20 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from pathlib import Path
+
 import pytest
 import torch
+
+from tests.forgery import run_demo
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run with every kind of row; not to be changed."""
+    return run_demo(tmp_path_factory.mktemp("sound"))

@@ -152,7 +152,7 @@ class Listener:
     def __init__(self, call: Callable[[Part], None]) -> None:
         self.part = call
 
-    def start(self, plan: object, done: object) -> None:
+    def start(self, num_rows: int, num_shards: int, done: object) -> None:
         pass
 
 

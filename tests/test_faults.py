@@ -19,8 +19,8 @@ PROMPTS = ["The quiet fox", "Every bee", None, "I skip across the", "Today", "Ev
 FILES = [
     "_tmp/driver-00001.json",
     "_plan.json",
-    *(f"data/part-0000{index}.parquet" for index in range(3)),
     "_vocab.parquet",
+    *(f"data/part-0000{index}.parquet" for index in range(3)),
     "README.md",
     "_manifest.json",
     "_SUCCESS",
@@ -94,7 +94,7 @@ def test_a_run_killed_at_any_step_of_publishing_any_file_is_finished_by_the_next
 
 
 def test_a_fault_waits_for_its_turn_and_its_file(source: Path, tmp_path: Path) -> None:
-    lines = start(SHARED + KILLED_AT_EVERY_STEP, source, tmp_path, json.dumps(["data/*:linked:2", "*:before:5"]))
+    lines = start(SHARED + KILLED_AT_EVERY_STEP, source, tmp_path, json.dumps(["data/*:linked:2", "*:before:6"]))
     assert [json.loads(line)[1] for line in lines] == [
         ["part-00000.parquet", "part-00001.parquet"],
         ["part-00000.parquet", "part-00001.parquet"],

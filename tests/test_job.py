@@ -291,7 +291,8 @@ def test_progress_is_told_of_every_part(source: Path, tmp_path: Path) -> None:
             self.done: list[str] = []
             self.parts: list[str] = []
 
-        def start(self, plan: object, done: Sequence[Part]) -> None:
+        def start(self, num_rows: int, num_shards: int, done: Sequence[Part]) -> None:
+            self.planned = (num_rows, num_shards)
             self.done = [part.key for part in done]
 
         def part(self, part: Part) -> None:
@@ -302,6 +303,7 @@ def test_progress_is_told_of_every_part(source: Path, tmp_path: Path) -> None:
         job.run(work, stop_after(1), engine_maker=echo)
     listener = Listener()
     run_echo(work, progress=listener)
+    assert listener.planned == (24, 3)
     assert listener.done == ["data/part-00000.parquet"]
     assert listener.parts == ["data/part-00001.parquet", "data/part-00002.parquet"]
 

@@ -14,8 +14,12 @@ ROOT = Path(__file__).parent.parent / "pipeline"
 # From the top down; a module may import modules of lower layers, and of its own where listed in `SIBLINGS`.
 LAYERS = [
     {"cli"},
-    {"next_screen"},
+    {"next_screen", "verify_screen"},
     {"cluster", "terminal", "preview"},
+    {"verify", "replay", "retry"},
+    {"rescore", "retries"},
+    {"reopen", "proofs"},
+    {"recorded"},
     {"job", "leftovers"},
     {"manifest", "lease"},
     {"plan"},

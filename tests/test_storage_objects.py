@@ -20,11 +20,15 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import cli, job
 from pipeline.errors import ConfigError, InUseError, StorageError
+from pipeline.replay import replay
+from pipeline.retry import carry_out, look
 from pipeline.shard import Part, Shard
 from pipeline.storage import ObjectFolder, open_folder
 from pipeline.storage_objects import Patience
+from pipeline.verify import verify
 from tests.fake_s3 import FakeS3, every, fake_s3, no_fault, puts
 from tests.flows import echo, make_job, part_bytes, run_echo, write_prompts
+from tests.test_retry import ill_on
 
 KEY = "data/part-00000.parquet"
 QUICK = Patience(timeout_s=0.3, retries=2, attempts=3, pause_s=0.001)
@@ -321,6 +325,37 @@ def test_a_run_on_s3_gives_the_bytes_of_a_run_on_a_disk(source: Path, tmp_path: 
     assert run_echo(work).was_finished
 
 
+def test_a_run_on_s3_is_proven_generated_again_and_retried_there(source: Path, bucket: str) -> None:
+    work = make_job(source, Path("unused"), output={"path": f"{bucket}/out", "top_k": 3})
+    job.run(work, job.here, engine_maker=ill_on("Today"))
+    outlook = look(f"{bucket}/out")
+    assert outlook is not None
+    with pytest.raises(StoppedError):
+        carry_out(outlook, stop_after(1))
+    assert verify(f"{bucket}/out", num_rescored=4).is_proven
+    outlook = look(f"{bucket}/out")
+    assert outlook is not None
+    assert outlook.is_resumed
+    retried = carry_out(outlook, job.here)
+    assert (retried.folder, retried.manifest["published_by"]) == (f"{bucket}/out/retries/0001", "replicas")
+    assert verify(f"{bucket}/out").is_proven
+    assert [verdict.result for verdict in replay(f"{bucket}/out", "r5")] == ["identical"] * 3
+
+
+def test_of_two_that_retry_a_run_the_second_is_refused(source: Path, bucket: str) -> None:
+    work = make_job(source, Path("unused"), output={"path": f"{bucket}/out", "top_k": 3})
+    run_echo(work)
+    outlook = look(f"{bucket}/out")
+    assert outlook is not None
+
+    def second(open_worker: Callable[[], job.Worker], shards: Sequence[Shard]) -> Iterator[Part]:
+        with pytest.raises(InUseError, match=r"/out/retries/0001 is being worked on by process"):
+            carry_out(outlook, job.here, engine_maker=echo)
+        yield from job.here(open_worker, shards)
+
+    assert carry_out(outlook, second, engine_maker=echo).num_errors == outlook.counts.total() > 0
+
+
 def test_head_shows_a_run_on_s3_as_it_does_one_on_a_disk(source: Path, tmp_path: Path, bucket: str) -> None:
     run_echo(make_job(source, tmp_path / "out"))
     run_there(source, url=f"{bucket}/out")
@@ -409,8 +444,8 @@ def test_a_run_that_cannot_store_a_file_stops_with_code_4_and_the_next_one_finis
     assert [key.removeprefix("out/") for key in stored] == [
         "_tmp/driver-00001.json",
         "_plan.json",
-        *(f"data/part-0000{index}.parquet" for index in range(3)),
         "_vocab.parquet",
+        *(f"data/part-0000{index}.parquet" for index in range(3)),
         "README.md",
         "_manifest.json",
         "_SUCCESS",
