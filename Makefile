@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test fuzz fuzz-inputs oracle lint bench clean
+.PHONY: demo test chaos fuzz fuzz-inputs oracle lint bench clean
 
 demo: $(VENV)/.ready  ## run jobs/demo.yaml on a local Ray and show what came out
 	$(BIN)/batchgen run jobs/demo.yaml
@@ -11,8 +11,12 @@ demo: $(VENV)/.ready  ## run jobs/demo.yaml on a local Ray and show what came ou
 test: $(VENV)/.ready  ## all tests
 	$(BIN)/python -m pytest
 
-FUZZ_JOBS ?= 2000
+RUNS ?= 225
 SEED ?= 0
+chaos: $(VENV)/.ready  ## kill -9 everything at any moment, then run again, so many times, e.g. SEED=7
+	$(BIN)/python -m tests.chaos --seed $(SEED) --runs $(RUNS)
+
+FUZZ_JOBS ?= 2000
 fuzz: $(VENV)/.ready  ## so many random jobs against transformers and as many against the references, e.g. SEED=7
 	FUZZ_JOBS=$(FUZZ_JOBS) $(BIN)/python -m pytest tests/test_fuzz.py --timeout=0 --hypothesis-seed=$(SEED) \
 		--hypothesis-show-statistics
@@ -28,10 +32,11 @@ lint: $(VENV)/.ready  ## format, lint, types
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-bench: $(VENV)/.ready  ## ratios against peers, overhead and memory of the flow
+bench: $(VENV)/.ready  ## ratios against peers, overhead and memory of the flow, very long jobs
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.flow
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.scale
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -14,7 +14,7 @@ import cProfile
 import pstats
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -26,6 +26,7 @@ from pipeline.cluster import RayExecutor
 from pipeline.config import Job
 from pipeline.job import Executor, Run, here, run
 from pipeline.shard import Part
+from pipeline.tally import Listed
 
 
 @dataclass(slots=True)
@@ -49,9 +50,8 @@ class Timeline:
     ended: float = 0.0
     cpu_ended: float = 0.0
     shards_s: float = 0.0
-    shard_rows: int = 0
 
-    def start(self, num_rows: int, num_shards: int, done: Sequence[Part]) -> None:
+    def start(self, num_rows: int, num_shards: int, done: Collection[Listed]) -> None:
         """The plan is made."""
         self.planned = time.perf_counter()
 
@@ -60,7 +60,6 @@ class Timeline:
         self.reported = time.perf_counter()
         self.working = min(self.working, self.reported - part.seconds)
         self.shards_s += part.seconds
-        self.shard_rows = max(self.shard_rows, part.rows)  # one strategy: a row of output per row of input
 
     def seconds(self) -> dict[str, float]:
         """Of the whole, of each stage, of all shards, which run at the same time, and of CPU."""
@@ -97,7 +96,7 @@ def measure(rows: int, replicas: int, repeats: int) -> dict[str, Any]:
             for name, seconds in runs.items():
                 job = noop_job(source, Path(folder) / f"{name}-{repeat}", replicas)
                 finished, timeline = timed_run(job, RayExecutor(job.run) if name == "ray" else here)
-                shard_rows = timeline.shard_rows
+                shard_rows = finished.manifest["parts"][0]["rows"]
                 seconds.append(timeline.seconds() | {"manifest_elapsed_s": finished.manifest["timings"]["elapsed_s"]})
     return {
         "machine": conditions,

@@ -13,7 +13,7 @@ import argparse
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from benchmarks.noop import make_registered_engine, noop_job, write_input
 from pipeline.cluster import RayExecutor
 from pipeline.job import run
 from pipeline.shard import Part
+from pipeline.tally import Listed
 
 TIMES = 10
 ROW_GROUP_ROWS = 10_000
@@ -36,7 +37,7 @@ class PeakWatch:
         self.registry = registry
         self.peaks: dict[int, int] = {}
 
-    def start(self, num_rows: int, num_shards: int, done: Sequence[Part]) -> None:
+    def start(self, num_rows: int, num_shards: int, done: Collection[Listed]) -> None:
         """Nothing runs yet."""
 
     def part(self, part: Part) -> None:

@@ -1,7 +1,7 @@
 """The command `batchgen`: arguments in, one call, exit code out.
 
-Exit codes: 0 done, 2 bad config or input, 3 finished past max_error_rate, 4 the cluster or the storage failed, or
-another driver holds the folder, 5 verify or replay found something wrong, 130 Ctrl-C. After 4 and 130 the same command
+Exit codes: 0 done, 2 bad config or input, 3 past max_error_rate, 4 the cluster or the storage failed, another driver
+holds the folder, or SIGTERM, 5 verify or replay found something wrong, 130 Ctrl-C. After 4 and 130 the same command
 goes on where this one stopped.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,12 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline import __version__
-from pipeline.errors import BatchgenError
+from pipeline.errors import BatchgenError, ErrorRateError
 
 if TYPE_CHECKING:  # heavy imports happen inside the commands, so that --help is quick
     from pipeline.job import Progress, Run
 
-EXIT_TOO_MANY_ERRORS = 3
+EXIT_STOPPED = 4
 EXIT_WRONG = 5
 EXIT_INTERRUPTED = 130
 STOPPED_RUN = "stopped. Finished parts are kept; run the same command again to resume."
@@ -68,12 +69,10 @@ def run(job_file: Path, output: str | None, overrides: tuple[str, ...]) -> None:
             finished = job.run(loaded, RayExecutor(loaded.run), progress)
         _summarise(finished)
         if finished.error_rate > loaded.run.max_error_rate:
-            click.echo(
-                f"error: {finished.error_rate:.1%} of the rows are errors, more than run.max_error_rate "
-                f"({loaded.run.max_error_rate:.1%}). All results are kept; see columns error_type and error_message.",
-                err=True,
+            raise ErrorRateError(
+                f"{finished.error_rate:.1%} of the rows are errors, more than run.max_error_rate "
+                f"({loaded.run.max_error_rate:.1%}). All results are kept; see columns error_type and error_message."
             )
-            sys.exit(EXIT_TOO_MANY_ERRORS)
 
 
 @main.command()
@@ -243,8 +242,7 @@ def retry_errors(folder: str, error_types: tuple[str, ...]) -> None:
             retried = retry.carry_out(outlook, RayExecutor(limits), progress)
         print_retried(retried)
         if retried.num_errors > limits.max_error_rate * outlook.run.num_output_rows:
-            click.echo(f"error: that is still more than run.max_error_rate ({limits.max_error_rate:.1%}).", err=True)
-            sys.exit(EXIT_TOO_MANY_ERRORS)
+            raise ErrorRateError(f"that is still more than run.max_error_rate ({limits.max_error_rate:.1%}).")
 
 
 @main.command()
@@ -285,6 +283,12 @@ def _waiting(model: str) -> Iterator[None]:
 @contextmanager
 def _exit_codes(stopped: str = STOPPED_RUN) -> Iterator[None]:
     """Errors that are ours become one message and an exit code; others are bugs and keep their traceback."""
+
+    def terminate(*_: object) -> None:
+        click.echo(f"SIGTERM: {stopped}", err=True)
+        sys.exit(EXIT_STOPPED)
+
+    signal.signal(signal.SIGTERM, terminate)  # while replicas work, the executor takes it and lets them finish
     try:
         yield
     except BatchgenError as error:

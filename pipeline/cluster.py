@@ -1,8 +1,7 @@
-"""Ray: replicas that hold a worker each, and a ledger of shards that the driver owns. It knows no decoding.
+"""Ray: replicas that hold a worker each, in one process and on one GPU or CPU. It knows no decoding.
 
-Every shard is leased to one replica at a time, at most two to a replica so that it never waits for the driver. When a
-replica dies its leases go back to the others and a new one is started; a shard's result does not depend on who computes
-it, or on how often. A shard during which replicas died three times stops the run.
+`RayPool` is the `Pool` of `dispatch`: it turns calls of actors and what Ray says of them into events. Ray restarts and
+retries nothing by itself; what a death means is decided by the ledger.
 """
 
 from __future__ import annotations
@@ -11,26 +10,30 @@ import contextlib
 import logging
 import os
 import re
-import socket
-from collections import Counter, deque
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import count
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from pipeline.config import RunConfig
+from pipeline.dispatch import Begun, Died, Dispatcher, Event, Finished, Started
 from pipeline.errors import BatchgenError, ClusterError, ConfigError
-from pipeline.job import Worker
-from pipeline.shard import Part, Shard
+from pipeline.ledger import Ledger, Work
+from pipeline.lifeline import Lifeline, check_listening
+from pipeline.records import RowError
+from pipeline.shard import Part, Shard, Worker
 
 log = logging.getLogger("batchgen.cluster")
 
-LEASES_PER_REPLICA = 2
-MOST_DEATHS = 3
-PATIENCE_S = 30.0  # without an answer, before a word about replicas that do not start
+KILLED = RowError("killed_replica", "generating for this row killed or crashed its replica, each time it was tried")
+NO_MEMORY = RowError("out_of_memory", "generating for this row needed more memory than there was, each time")
 
 
 class Replica:
@@ -43,70 +46,119 @@ class Replica:
 
     @cached_property
     def worker(self) -> Worker:
-        """Opened by the first shard, so that what goes wrong is an answer to a call and not a death."""
+        """Opened by the first call that needs it, so that what goes wrong is an answer to a call and not a death."""
         return self.open_worker()
 
     def ready(self) -> None:
         """Answers once the process runs."""
 
-    def process(self, shard: Shard) -> Part:
-        """Do a shard."""
-        return self.worker(shard)
+    def begin(self) -> int:
+        """Answers when the replica comes to its next work: only then may that be what it dies of.
+
+        Returns:
+            Most steps of an input row.
+        """
+        return self.worker.steps_per_row
+
+    def do(self, work: Work) -> Part | None:
+        """Do it."""
+        if work.is_trial:
+            self.worker.attempt(work.shard, work.poisoned)
+            return None
+        return self.worker(work.shard, work.poisoned)
 
 
 @dataclass(slots=True)
-class Ledger:
-    """Who works on what. All state of the driver that is not in the output folder.
+class RayPool:
+    """Replicas as actors.
 
     Attributes:
-        todo: shards nobody works on, in order.
-        replicas: those that run; shards are leased to no other, for one that starts may have to wait for a place.
-        calls: call -> (replica, shard), oldest first; without a shard while the replica starts.
-        deaths: how often a replica died working on a shard, by key; while starting, under the key "".
+        start_actor: starts one.
+        room: replicas to have.
+        check_ray: raises ClusterError if it was Ray that died, and all replicas with it.
+        actors: by the number of the replica.
+        calls: not answered yet, in the order in which they were made: whose, and what the answer means.
+        shown: errors of the engine whose traceback is in the log.
     """
 
-    todo: deque[Shard]
-    replicas: list[Any] = field(default_factory=list)
-    calls: dict[Any, tuple[Any, Shard | None]] = field(default_factory=dict)
-    deaths: Counter[str] = field(default_factory=Counter)
+    start_actor: Callable[[], Any]
+    room: Callable[[], int]
+    check_ray: Callable[[], None]
+    actors: dict[int, Any] = field(default_factory=dict)
+    calls: dict[Any, tuple[int, Callable[[Any], Event]]] = field(default_factory=dict)
+    numbers: Iterator[int] = field(default_factory=count)
+    shown: set[RowError] = field(default_factory=set)
 
-    @property
-    def is_done(self) -> bool:
-        """Whether every shard is done."""
-        return not self.todo and all(shard is None for _, shard in self.calls.values())
+    def start(self) -> int:
+        """Begin to start a replica."""
+        replica = next(self.numbers)
+        self.actors[replica] = self.start_actor()
+        self.calls[self.actors[replica].ready.remote()] = replica, lambda _: Started(replica)
+        return replica
 
-    def start(self, replica: Any) -> None:
-        """Wait for a new replica to run."""
-        self.calls[replica.ready.remote()] = (replica, None)
+    def give(self, replica: int, work: Work) -> None:
+        """Two calls; an actor answers its calls one after another."""
+        actor = self.actors[replica]
+        self.calls[actor.begin.remote()] = replica, partial(Begun, replica)
+        self.calls[actor.do.remote(work)] = replica, partial(Finished, replica)
 
-    def feed(self) -> None:
-        """Lease shards to the running replicas: a first to each, then a second, as long as enough are left for those
-        that still start."""
-        for limit in range(1, LEASES_PER_REPLICA + 1):
-            for replica in self.replicas:
-                held = sum(holder is replica for holder, _ in self.calls.values())
-                spare = len(self.todo) - (self._num_starting() if limit > 1 else 0)
-                if held < limit and spare > 0:
-                    shard = self.todo.popleft()
-                    self.calls[replica.process.remote(shard)] = (replica, shard)
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Answers in the order of the calls, so that what a replica did counts before what became of it."""
+        if not self.calls:
+            time.sleep(timeout_s)
+            return
+        ray.wait(list(self.calls), num_returns=1, timeout=timeout_s)
+        answered = set(ray.wait(list(self.calls), num_returns=len(self.calls), timeout=0)[0])
+        for call in [call for call in self.calls if call in answered]:
+            if call in self.calls:  # and not dropped with its replica meanwhile
+                yield self._event(call)
 
-    def bury(self, replica: Any) -> Shard | None:
-        """Return a dead replica's leases to the front of the queue.
+    def kill(self, replica: int) -> None:
+        """End the process and forget its calls."""
+        ray.kill(self.actors.pop(replica))
+        self.calls = {call: (whose, event) for call, (whose, event) in self.calls.items() if whose != replica}
 
-        Returns:
-            The oldest of them, which was being worked on and is charged; None if the replica died while it started.
-        """
-        lost = [(call, shard) for call, (holder, shard) in self.calls.items() if holder is replica]
-        for call, _ in lost:
-            del self.calls[call]
-        self.replicas = [other for other in self.replicas if other is not replica]
-        shards = [shard for _, shard in lost if shard is not None]
-        self.todo.extendleft(reversed(shards))
-        self.deaths[shards[0].key if shards else ""] += 1
-        return shards[0] if shards else None
+    def _event(self, call: Any) -> Event:
+        replica, event = self.calls.pop(call)
+        try:
+            return event(ray.get(call))
+        except RayTaskError as error:
+            if isinstance(error.cause, BatchgenError):
+                raise error.cause from error
+            died = Died(replica, cause_of(error), _words(error), is_certain=True)
+            self._show(died.cause, error)
+        except RayError as error:  # a death, whatever Ray calls it
+            self.check_ray()
+            died = Died(replica, cause_of(error), _words(error))
+        self.kill(replica)  # after an error of the engine the process is not trusted; after a death it may still linger
+        return died
 
-    def _num_starting(self) -> int:
-        return sum(shard is None for _, shard in self.calls.values())
+    def _show(self, cause: RowError, error: RayTaskError) -> None:
+        """Once for each error: a row that meets it does so many times until it is found."""
+        if cause not in self.shown:
+            self.shown.add(cause)
+            log.warning("the engine failed: %s", error)
+
+
+def cause_of(error: RayError) -> RowError:
+    """What a row is said to have died of. The same for the same cause: Ray's words name processes and machines."""
+    if isinstance(error, OutOfMemoryError):
+        return NO_MEMORY
+    if not isinstance(error, RayTaskError):
+        return KILLED
+    cause = error.cause
+    if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":  # torch's, which is not known here
+        return NO_MEMORY
+    first_line = re.sub(r"\b0x[0-9a-f]+", "0x…", str(cause)).strip().partition("\n")[0]
+    return RowError("engine_error", f"the engine failed on this row: {type(cause).__name__}: {first_line}")
+
+
+def _words(error: RayError) -> str:
+    """One line of what Ray says: the exception, or how the process ended."""
+    text = f"{type(error.cause).__name__}: {error.cause}" if isinstance(error, RayTaskError) else str(error)
+    lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()] or [""]
+    line = lines[0] if isinstance(error, RayTaskError | OutOfMemoryError) else lines[-1]
+    return line.partition(" Some common causes include")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +168,31 @@ class RayExecutor:
     config: RunConfig
 
     def __call__(self, open_worker: Callable[[], Worker], shards: Sequence[Shard]) -> Iterator[Part]:
-        """Yield parts as they are published.
+        """Yield parts as they are published. SIGTERM makes the run end in good order.
 
         Raises:
             ConfigError: the cluster cannot hold one replica.
-            ClusterError: Ray cannot be reached, or replicas die again and again.
+            ClusterError: Ray cannot be reached or died, or replicas die again and again.
+            StoppedError: after SIGTERM.
         """
-        with _connected():
+        with _connected(), _sigterm() as is_stopping:
             gpus = self._gpus_per_replica()
-            wanted = min(self._num_replicas(gpus), len(shards))
+            wanted = self._num_replicas(gpus)
+            log.info("replicas=%d gpus_per_replica=%g", min(wanted, len(shards)), gpus)
             options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
-            start = ray.remote(Replica).options(**options).remote
-            worker = ray.put(open_worker)
-            log.info("replicas=%d gpus_per_replica=%g", wanted, gpus)
-            yield from _run(Ledger(deque(shards)), lambda: start(worker, gpus > 0), wanted)
+            start = partial(ray.remote(Replica).options(**options).remote, ray.put(open_worker), gpus > 0)
+            check_ray = _lifeline().check
+
+            def room() -> int:
+                check_ray()
+                return _room(gpus) if self.config.replicas == "auto" else wanted
+
+            pool = RayPool(start, room, check_ray)
+            dispatcher = Dispatcher(Ledger(shards), pool, self.config.grace_s, is_stopping)
+            try:
+                yield from dispatcher.run()
+            finally:
+                dispatcher.close()
 
     def _gpus_per_replica(self) -> float:
         if self.config.gpus_per_replica == "auto":
@@ -138,9 +201,7 @@ class RayExecutor:
 
     def _num_replicas(self, gpus: float) -> int:
         """How many replicas to start; a cluster that cannot hold them would let them wait for ever."""
-        have = ray.cluster_resources()
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = sum(_room(node.get("CPU", 0), node.get("GPU", 0), gpus) for node in nodes)
+        have, room = ray.cluster_resources(), _room(gpus)
         wanted = room if self.config.replicas == "auto" else self.config.replicas
         if wanted > room or room < 1:
             raise ConfigError(
@@ -151,7 +212,13 @@ class RayExecutor:
         return wanted
 
 
-def _room(cpus: float, gpus: float, gpus_per_replica: float) -> int:
+def _room(gpus_per_replica: float) -> int:
+    """Replicas that the nodes which are alive have room for."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(_fit(node.get("CPU", 0), node.get("GPU", 0), gpus_per_replica) for node in nodes)
+
+
+def _fit(cpus: float, gpus: float, gpus_per_replica: float) -> int:
     """Replicas of one CPU that fit a node; a fraction of a GPU never spans two."""
     if gpus_per_replica == 0:
         return int(cpus)
@@ -159,54 +226,27 @@ def _room(cpus: float, gpus: float, gpus_per_replica: float) -> int:
     return min(int(cpus), fit)
 
 
-def _run(ledger: Ledger, start: Callable[[], Any], wanted: int) -> Iterator[Part]:
-    """Lease, collect and recover until every shard is done."""
-    for _ in range(wanted):
-        ledger.start(start())
-    while not ledger.is_done:
-        answered, _ = ray.wait(list(ledger.calls), num_returns=1, timeout=PATIENCE_S)
-        if not answered:
-            if not ledger.replicas:
-                log.warning("still waiting for a first replica to start: the cluster may have no free CPU or GPU")
-            continue
-        replica, shard = ledger.calls[answered[0]]
-        try:
-            part = ray.get(answered[0])
-        except RayTaskError as error:
-            if isinstance(error.cause, BatchgenError):
-                raise error.cause from error
-            raise
-        except RayError as error:  # a death, whatever Ray calls it
-            _count_death(ledger, ledger.bury(replica), error)
-            ledger.start(start())
-            ledger.feed()
-            continue
-        del ledger.calls[answered[0]]
-        if shard is None:
-            ledger.replicas.append(replica)
-        ledger.feed()
-        if shard is not None:
-            yield part
+def _lifeline() -> Lifeline:
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:  # the driver hangs on a proxy, and Ray's client raises when that is gone
+        return Lifeline(address, address)
+    context = ray.get_runtime_context()
+    own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return Lifeline(f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}", context.gcs_address)
 
 
-def _count_death(ledger: Ledger, shard: Shard | None, error: RayError) -> None:
-    """Say that a replica died, and give up where that has happened too often."""
-    lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()] or [""]
-    if shard is None:
-        log.warning("a replica could not start: %s", lines[-1])
-        if ledger.deaths[""] >= MOST_DEATHS:
-            raise ClusterError(
-                f"replicas could not start {MOST_DEATHS} times: {lines[-1]} Every node needs the same environment. "
-                "Finished parts are kept."
-            ) from error
+@contextlib.contextmanager
+def _sigterm() -> Iterator[Callable[[], bool]]:
+    """Take SIGTERM as a request to stop; gives a function that says whether it came."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # which alone may receive signals
+        yield came.is_set
         return
-    log.warning("a replica died working on %s: %s", shard.key, lines[0])
-    if ledger.deaths[shard.key] >= MOST_DEATHS:
-        raise ClusterError(
-            f"replicas died {MOST_DEATHS} times while working on input rows {shard.lo} to {shard.hi - 1} "
-            f"({shard.key}): {lines[0]} Finished parts are kept; look for a row that exhausts memory there, then run "
-            "the same command again."
-        ) from error
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -215,11 +255,12 @@ def _connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in place
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            _check_listening(address)
+            check_listening(address)
             ray.init(logging_level=logging.ERROR, log_to_driver=False)
         else:
             ray.init(
@@ -239,10 +280,5 @@ def _connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _check_listening(address: str) -> None:
-    """Raise OSError if nobody listens at `host:port`; Ray itself would wait for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=10).close()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)

@@ -98,7 +98,12 @@ class RunConfig(Frozen):
         default="auto", description="Input rows per shard, which is one unit of work, retry and output file."
     )
     max_error_rate: float = Field(
-        default=0.05, ge=0, le=1, description="Share of error rows above which the finished job exits with 3."
+        default=0.05, ge=0, le=1, description="Share of error rows above which the job stops and exits with 3."
+    )
+    grace_s: float = Field(
+        default=25,
+        ge=0,
+        description="Seconds that shards under way have to finish after SIGTERM; then the job exits with 4.",
     )
 
     @field_validator("gpus_per_replica")

@@ -7,7 +7,9 @@
     ├── OutputError    2  the output folder belongs to another job
     ├── StorageError   4  the output could not be written; safe to run again
     ├── InUseError     4  another driver works on the output folder; safe to run again
-    └── ClusterError   4  replicas could not do the work; safe to run again
+    ├── ClusterError   4  replicas could not do the work; safe to run again
+    ├── StoppedError   4  told to stop by SIGTERM; safe to run again
+    └── ErrorRateError 3  more rows are errors than the job allows
 
 A bad *prompt* is none of these: it becomes a row with status `error` (`records.RowError`).
 """
@@ -53,3 +55,13 @@ class InUseError(BatchgenError, BlockingIOError):
 
 class ClusterError(BatchgenError, RuntimeError):
     """Replicas could not be started, or died too often."""
+
+
+class StoppedError(BatchgenError):
+    """The process was told to stop and did, in good order."""
+
+
+class ErrorRateError(BatchgenError):
+    """More rows are errors than run.max_error_rate allows, or will be."""
+
+    exit_code = 3

@@ -7,27 +7,27 @@ An executor takes a way to open a worker and the shards to do, and yields parts 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pipeline import manifest
 from pipeline.config import Job
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ErrorRateError
 from pipeline.lease import hold
 from pipeline.plan import Plan, make_plan
-from pipeline.shard import EngineMaker, Part, Shard, make_engine, open_worker, published
+from pipeline.shard import EngineMaker, Part, Shard, Worker, make_engine, open_worker, published
 from pipeline.storage import Folder, open_folder
+from pipeline.tally import Listed, Tally
 
-Worker = Callable[[Shard], Part]
 Executor = Callable[[Callable[[], Worker], Sequence[Shard]], Iterator[Part]]
 
 
 class Progress(Protocol):
     """Told what happens during a run."""
 
-    def start(self, num_rows: int, num_shards: int, done: Sequence[Part]) -> None:
+    def start(self, num_rows: int, num_shards: int, done: Collection[Listed]) -> None:
         """The run begins: so many rows of output in so many shards, of which these parts are already there."""
 
     def part(self, part: Part) -> None:
@@ -80,7 +80,7 @@ def run(
     Raises:
         BatchgenError: with what to do; all published parts are kept.
     """
-    start = time.perf_counter()
+    start, seconds = time.perf_counter(), 0.0
     plan = make_plan(job)
     folder = open_output(job.output.path)
     _check_apart(folder, plan)
@@ -90,21 +90,33 @@ def run(
     folder.prepare()
     with hold(folder) as still_mine:
         folder = manifest.claim(folder, plan)
-        finished = manifest.finished_keys(folder)
-        todo = [shard for shard in plan.shards if shard.key not in finished]
-        parts = [manifest.stored_part(folder, plan, shard) for shard in plan.shards if shard.key in finished]
+        tally = manifest.known_parts(folder, plan.fingerprint, plan.part_rows)
+        todo = plan.shards.without(tally.parts)
         if progress:
-            progress.start(plan.num_output_rows, len(plan.shards), parts)
+            progress.start(plan.num_output_rows, len(plan.shards), tally)
+        if todo:
+            _check_error_rate(tally, plan)
         for part in execute(partial(open_worker, plan.setup(folder), engine_maker), todo) if todo else ():
             still_mine()
-            parts.append(published(part, folder))
+            tally.add(published(part, folder))
+            seconds += part.seconds
             if progress:
-                progress.part(parts[-1])
-        timings = {
-            "elapsed_s": round(time.perf_counter() - start, 3),
-            "shards_s": round(sum(part.seconds for part in parts), 3),
-        }
-        return Run(folder.name, manifest.finish(folder, plan, parts, timings), was_finished=False)
+                progress.part(part)
+            if len(tally) < len(plan.shards):
+                _check_error_rate(tally, plan)
+        timings = {"elapsed_s": round(time.perf_counter() - start, 3), "shards_s": round(seconds, 3)}
+        return Run(folder.name, manifest.finish(folder, plan, tally, timings), was_finished=False)
+
+
+def _check_error_rate(tally: Tally, plan: Plan) -> None:
+    """Raise ErrorRateError as soon as no end of the run can be within `run.max_error_rate`."""
+    allowed = plan.job.run.max_error_rate
+    if tally.errors > allowed * plan.num_output_rows:
+        raise ErrorRateError(
+            f"{tally.errors:,} of the {plan.num_output_rows:,} rows of the job are errors already, more than "
+            f"run.max_error_rate ({allowed:.1%}) of all. All results so far are kept; see columns error_type and "
+            "error_message. To go on in spite of them, raise run.max_error_rate and run the same command again."
+        )
 
 
 def _check_apart(folder: Folder, plan: Plan) -> None:

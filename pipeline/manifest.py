@@ -10,8 +10,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterable, Sequence
-from functools import reduce
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -19,10 +18,10 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.errors import OutputError, StorageError
-from pipeline.metrics import Sums, add
 from pipeline.plan import Plan, library_versions
-from pipeline.shard import Part, Shard
+from pipeline.shard import Part
 from pipeline.storage import Folder
+from pipeline.tally import Tally
 
 PLAN, MANIFEST, VOCABULARY, CARD, SUCCESS = "_plan.json", "_manifest.json", "_vocab.parquet", "README.md", "_SUCCESS"
 log = logging.getLogger("batchgen")
@@ -123,9 +122,21 @@ def finished_keys(folder: Folder) -> set[str]:
     return {key for key in folder.list_keys("data") if key.endswith(".parquet")}
 
 
-def stored_part(folder: Folder, plan: Plan, shard: Shard) -> Part:
-    """As `part_facts`, of a shard of the plan."""
-    return part_facts(folder, shard.key, plan.fingerprint, (shard.hi - shard.lo) * plan.rows_per_prompt)
+def known_parts(folder: Folder, fingerprint: str, planned: Iterable[tuple[str, int]]) -> Tally:
+    """All that is known of the parts that are there, read from them where nothing else tells.
+
+    Args:
+        folder: of a run or a retry.
+        fingerprint: of the run.
+        planned: key and rows of every part there will be.
+    """
+    finished = finished_keys(folder)
+    tally = Tally(folder, fingerprint)
+    tally.load(finished)
+    for key, num_rows in planned:
+        if key in finished and key not in tally:
+            tally.add(part_facts(folder, key, fingerprint, num_rows))
+    return tally
 
 
 def part_facts(folder: Folder, key: str, fingerprint: str, num_rows: int) -> Part:
@@ -155,16 +166,16 @@ def part_facts(folder: Folder, key: str, fingerprint: str, num_rows: int) -> Par
         ) from error
 
 
-def finish(folder: Folder, plan: Plan, parts: Sequence[Part], timings: dict[str, float]) -> dict[str, Any]:
+def finish(folder: Folder, plan: Plan, tally: Tally, timings: dict[str, float]) -> dict[str, Any]:
     """Write everything that a finished run has beside its parts; returns the manifest.
 
     Raises:
         StorageError: the folder does not hold exactly the planned parts.
     """
     check_complete(folder, {shard.key for shard in plan.shards})
-    manifest = build_manifest(plan, parts, timings, folder.is_exclusive)
-    folder.publish(CARD, _card(folder, plan, manifest).encode())
-    return publish_manifest(folder, manifest)
+    summary = summarise(plan, tally, timings, folder.is_exclusive)
+    folder.publish(CARD, _card(folder, plan, summary).encode())
+    return publish_manifest(folder, summary, tally)
 
 
 def check_complete(folder: Folder, planned: set[str]) -> None:
@@ -178,9 +189,9 @@ def check_complete(folder: Folder, planned: set[str]) -> None:
         )
 
 
-def publish_manifest(folder: Folder, manifest: dict[str, Any]) -> dict[str, Any]:
+def publish_manifest(folder: Folder, summary: dict[str, Any], tally: Tally) -> dict[str, Any]:
     """Write the manifest and then `_SUCCESS`; returns what is stored, which somebody else may have written first."""
-    folder.publish(MANIFEST, to_json(manifest))
+    folder.publish(MANIFEST, _manifest(summary, tally))
     folder.publish(SUCCESS, b"")
     return parse(folder.read(MANIFEST) or b"{}")
 
@@ -200,11 +211,9 @@ def parse(document: bytes) -> dict[str, Any]:
     return values
 
 
-def build_manifest(plan: Plan, parts: Iterable[Part], timings: dict[str, float], is_exclusive: bool) -> dict[str, Any]:
-    """The manifest as JSON values."""
-    parts = sorted(parts, key=lambda part: part.key)
-    strategies: dict[str, Sums] = reduce(add, (part.sums for part in parts), {})
-    rows, ok = sum(part.rows for part in parts), sum(part.ok for part in parts)
+def summarise(plan: Plan, tally: Tally, timings: dict[str, float], is_exclusive: bool) -> dict[str, Any]:
+    """The manifest as JSON values, without the list of parts."""
+    rows, errors = sum(part.rows for part in tally), tally.errors
     return {
         "schema_version": 1,
         "fingerprint": plan.fingerprint,
@@ -214,15 +223,21 @@ def build_manifest(plan: Plan, parts: Iterable[Part], timings: dict[str, float],
         "totals": {
             "input_rows": plan.dataset.num_rows,
             "rows": rows,
-            "ok": ok,
-            "errors": rows - ok,
-            "truncated_prompts": sum(part.truncated_prompts for part in parts),
-            "generated_tokens": sum(part.generated_tokens for part in parts),
+            "ok": rows - errors,
+            "errors": errors,
+            "truncated_prompts": tally.truncated_prompts,
+            "generated_tokens": sum(part.generated_tokens for part in tally),
         },
-        "strategies": strategies,
+        "strategies": tally.strategies,
         "timings": timings,
         "versions": library_versions(),
-        "parts": [
+    }
+
+
+def _manifest(summary: dict[str, Any], tally: Tally) -> bytes:
+    """The manifest as stored: a line for each part, for there may be a million."""
+    lines = ",\n  ".join(
+        json.dumps(
             {
                 "key": part.key,
                 "rows": part.rows,
@@ -231,9 +246,10 @@ def build_manifest(plan: Plan, parts: Iterable[Part], timings: dict[str, float],
                 "generated_tokens": part.generated_tokens,
                 "sha256": part.sha256,
             }
-            for part in parts
-        ],
-    }
+        )
+        for part in sorted(tally)
+    )
+    return to_json(summary)[:-3] + f',\n "parts": [\n  {lines}\n ]\n}}\n'.encode()
 
 
 def _plan_document(plan: Plan) -> dict[str, Any]:
@@ -252,7 +268,7 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
         "versions": library_versions(),
         "input_rows": plan.dataset.num_rows,
         "output_rows": plan.num_output_rows,
-        "shards": [list(shard) for shard in plan.shards],
+        "shards": plan.shards.summary,
     }
 
 
@@ -262,7 +278,7 @@ def _vocabulary(plan: Plan) -> memoryview:
     return memoryview(buffer.getvalue()).cast("B")
 
 
-def _card(folder: Folder, plan: Plan, manifest: dict[str, Any]) -> str:
+def _card(folder: Folder, plan: Plan, summary: dict[str, Any]) -> str:
     first = pq.read_table(io.BytesIO(folder.read(plan.shards[0].key) or b""))
     templates = Environment(
         loader=PackageLoader("pipeline"),
@@ -275,7 +291,7 @@ def _card(folder: Folder, plan: Plan, manifest: dict[str, Any]) -> str:
         job=plan.job,
         model=plan.model,
         files=plan.dataset.files,
-        manifest=manifest,
+        manifest=summary,
         schema=first.schema,
         samples=first.select(["row_id", "strategy", "prompt", "text"]).slice(0, 8).to_pylist(),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -22,9 +22,10 @@ from pipeline.errors import ConfigError
 from pipeline.prompts import rules, target_uses
 from pipeline.records import SCHEMA_VERSION
 from pipeline.resolve import UnfitError, resolve
-from pipeline.shard import Setup, Shard, part_metadata
+from pipeline.shard import Setup, part_metadata, steps_per_row
+from pipeline.shards import Shards, all_shards
 from pipeline.storage import Folder
-from pipeline.strategies import PROCESSORS, SAMPLERS, Score, Strategy, max_steps, num_rows
+from pipeline.strategies import PROCESSORS, SAMPLERS, Strategy, num_rows
 from pipeline.tokenizer import Tokenizer
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "pyarrow", "ray", "numpy")
@@ -56,20 +57,20 @@ class Plan:
         return sum(num_rows(strategy) for strategy in self.strategies)
 
     @property
+    def part_rows(self) -> Iterator[tuple[str, int]]:
+        """Key and rows of every part."""
+        each = self.rows_per_prompt
+        return ((shard.key, (shard.hi - shard.lo) * each) for shard in self.shards)
+
+    @property
     def num_output_rows(self) -> int:
         """Rows the finished output will have."""
         return self.dataset.num_rows * self.rows_per_prompt
 
-    @property
-    def shards(self) -> Sequence[Shard]:
+    @cached_property
+    def shards(self) -> Shards:
         """All shards, in order."""
-        total = self.dataset.num_rows
-        starts = range(0, total, self.shard_rows)
-        digits = max(5, len(str(len(starts) - 1)))  # names sort as numbers do
-        return [
-            Shard(f"data/part-{index:0{digits}d}.parquet", lo, min(lo + self.shard_rows, total))
-            for index, lo in enumerate(starts)
-        ]
+        return all_shards(self.dataset.num_rows, self.shard_rows)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -166,15 +167,8 @@ def _auto_shard_rows(job: Job, dataset: Dataset, model: Checkpoint) -> int:
     Depends on the job alone, never on the machine: the plan, and with it the output, must be the same everywhere.
     """
     bytes_per_step = 24 + 8 * job.output.top_k
-    steps = sum(num_rows(s) * _most_steps(s, job, model.num_positions) for s in job.strategies)
+    steps = steps_per_row(job.strategies, job, model.num_positions)
     input_bytes = UNPACKED * sum(file.size_bytes for file in dataset.files) // dataset.num_rows
     repeated = input_bytes * sum(map(num_rows, job.strategies))  # prompt and kept columns stand in every row
     spread = max(8, -(-dataset.num_rows // FEWEST_SHARDS))
     return max(1, min(MOST_SHARD_ROWS, spread, PART_BYTES // (steps * bytes_per_step + repeated)))
-
-
-def _most_steps(strategy: Strategy, job: Job, num_positions: int) -> int:
-    """Tokens that a row of this strategy can record; as many as there are positions where the row decides."""
-    if isinstance(strategy, Score) or {"max_new_tokens", "max_length"} & job.strategy_columns.keys():
-        return num_positions
-    return min(max_steps(strategy, 1), num_positions)

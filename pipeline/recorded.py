@@ -20,7 +20,8 @@ from pipeline.config import Job
 from pipeline.errors import InputError, StorageError
 from pipeline.manifest import MANIFEST, PLAN, SUCCESS, VOCABULARY, parse
 from pipeline.records import SCHEMA_VERSION
-from pipeline.shard import Shard, part_metadata
+from pipeline.shard import part_metadata
+from pipeline.shards import Shards, all_shards
 from pipeline.storage import Folder, open_folder
 from pipeline.strategies import num_rows
 
@@ -48,7 +49,8 @@ class Recorded:
 
     Attributes:
         identity: what the fingerprint is made of.
-        shards: in order.
+        shards: in order, as they follow from the identity.
+        stated_shards: what the plan says of them.
     """
 
     folder: Folder
@@ -58,7 +60,8 @@ class Recorded:
     model: RecordedModel
     num_input_rows: int
     num_output_rows: int
-    shards: tuple[Shard, ...]
+    shards: Shards
+    stated_shards: Any
 
     @property
     def rows_per_prompt(self) -> int:
@@ -143,7 +146,8 @@ def _recorded(folder: Folder, plan: dict[str, Any]) -> Recorded:
         ),
         num_input_rows=plan["input_rows"],
         num_output_rows=plan["output_rows"],
-        shards=tuple(Shard(*shard) for shard in plan["shards"]),
+        shards=all_shards(sum(file["rows"] for file in plan["identity"]["inputs"]), plan["identity"]["shard_rows"]),
+        stated_shards=plan["shards"],
     )
 
 

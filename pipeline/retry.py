@@ -25,9 +25,10 @@ from pipeline.proofs.columns import Array
 from pipeline.recorded import Recorded, open_run
 from pipeline.reopen import plan_again
 from pipeline.retries import Retry, all_retries, errors_left, read_retry, retry_folder
-from pipeline.shard import EngineMaker, Part, Setup, make_engine, open_worker, published
+from pipeline.shard import EngineMaker, Setup, make_engine, open_worker, published
 from pipeline.storage import Folder
 from pipeline.strategies import num_rows
+from pipeline.tally import Tally
 
 # Types of errors that lie in the row, the job or the model: the same row gets the same one each time it is computed.
 CERTAIN = ("no_token_left", "too_few_beams", "force_words_unmet")
@@ -129,25 +130,20 @@ def carry_out(
     retry.folder.prepare()
     with hold(retry.folder) as still_mine:
         folder = _claim(retry, run)
-        finished = manifest.finished_keys(folder)
-        todo = [shard for shard in run.shards if shard.key in retry.parts.keys() - finished]
-        parts = [
-            manifest.part_facts(folder, key, run.fingerprint, num_rows)
-            for key, num_rows in retry.parts.items()
-            if key in finished
-        ]
+        tally = manifest.known_parts(folder, run.fingerprint, retry.parts.items())
+        todo = [shard for shard in run.shards if shard.key in retry.parts and shard.key not in tally]
         if progress:
-            progress.start(sum(retry.parts.values()), len(retry.parts), parts)
+            progress.start(sum(retry.parts.values()), len(retry.parts), tally)
         setup = _setup(plan, outlook, folder)
         for part in execute(partial(open_worker, setup, engine_maker), todo) if todo else ():
             still_mine()
-            parts.append(published(part, folder))
+            tally.add(published(part, folder))
             if progress:
-                progress.part(parts[-1])
+                progress.part(part)
         manifest.check_complete(folder, set(retry.parts))
         timings = {"elapsed_s": round(time.perf_counter() - start, 3)}
-        document = _manifest(plan, outlook, parts, timings, folder.is_exclusive)
-        return Retried(folder.name, manifest.publish_manifest(folder, document), _num_errors(run))
+        summary = _summary(plan, outlook, tally, timings, folder.is_exclusive)
+        return Retried(folder.name, manifest.publish_manifest(folder, summary, tally), _num_errors(run))
 
 
 def _outlook(run: Recorded, retry: Retry, earlier: list[Retry], is_resumed: bool) -> Outlook | None:
@@ -205,14 +201,14 @@ def _setup(plan: Plan, outlook: Outlook, folder: Folder) -> Setup:
     return replace(setup, metadata=metadata, only=np.unique(row_index * len(plan.strategies) + owners[place]))
 
 
-def _manifest(
-    plan: Plan, outlook: Outlook, parts: list[Part], timings: dict[str, float], is_exclusive: bool
+def _summary(
+    plan: Plan, outlook: Outlook, tally: Tally, timings: dict[str, float], is_exclusive: bool
 ) -> dict[str, Any]:
     """As a run's, of the rows of the retry."""
-    document = manifest.build_manifest(plan, parts, timings, is_exclusive)
+    summary = manifest.summarise(plan, tally, timings, is_exclusive)
     num_input_rows = len(np.unique(outlook.codes // plan.rows_per_prompt))
-    totals = {**document["totals"], "input_rows": num_input_rows}
-    return {**document, "retry": outlook.retry.name, "error_types": list(outlook.retry.error_types), "totals": totals}
+    totals = {**summary["totals"], "input_rows": num_input_rows}
+    return {**summary, "retry": outlook.retry.name, "error_types": list(outlook.retry.error_types), "totals": totals}
 
 
 def _num_errors(run: Recorded) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import NamedTuple, Protocol
@@ -20,13 +20,13 @@ from pipeline import __version__, checkpoint
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Job
 from pipeline.dataset import Dataset, Slice, read
-from pipeline.input_rows import target_values
+from pipeline.input_rows import Value, target_values
 from pipeline.metrics import Sums, part_sums
 from pipeline.overrides import overridden, seed_of
 from pipeline.prompts import Prompt, Rules, fitted, num_kept, scored, self_scored, target_uses, tokenised
 from pipeline.records import SCHEMA_VERSION, Completion, Request, Response, RowError, row_seed
 from pipeline.storage import Folder
-from pipeline.strategies import NextToken, Score, Strategy, num_rows
+from pipeline.strategies import NextToken, Score, Strategy, max_steps, num_rows
 from pipeline.tokenizer import Tokenizer
 from pipeline.writer import OutputRow, build_table, encode_part
 
@@ -44,6 +44,10 @@ class Shard(NamedTuple):
     key: str
     lo: int
     hi: int
+
+
+Poisoned = Mapping[int, RowError]  # row of the input -> why it must not be generated for
+NO_ROWS: Poisoned = {}
 
 
 class Pair(NamedTuple):
@@ -151,8 +155,30 @@ def make_engine(setup: Setup, tokenizer: Tokenizer) -> Generates:
     )
 
 
-def open_worker(setup: Setup, engine_maker: EngineMaker = make_engine) -> Callable[[Shard], Part]:
-    """Load what a worker needs once; returns the function that does a shard.
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What does shards in one process: the tokenizer and the engine, loaded."""
+
+    setup: Setup
+    tokenizer: Tokenizer
+    engine: Generates
+
+    @property
+    def steps_per_row(self) -> int:
+        """Most steps that an input row takes, over all strategies and samples."""
+        return steps_per_row(self.setup.strategies, self.setup.job, self.setup.rules.num_positions)
+
+    def __call__(self, shard: Shard, poisoned: Poisoned = NO_ROWS) -> Part:
+        """Do a shard and publish its part."""
+        return process_shard(shard, self.setup, self.tokenizer, self.engine, poisoned)
+
+    def attempt(self, shard: Shard, poisoned: Poisoned) -> None:
+        """Do everything but publish; `shard` may be a piece of one. Only surviving it counts."""
+        make_part(shard, self.setup, self.tokenizer, self.engine, poisoned)
+
+
+def open_worker(setup: Setup, engine_maker: EngineMaker = make_engine) -> Worker:
+    """Load what a worker needs, once.
 
     Raises:
         ModelError: the checkpoint found here is not the planned one.
@@ -161,16 +187,36 @@ def open_worker(setup: Setup, engine_maker: EngineMaker = make_engine) -> Callab
     model = checkpoint.locate(*setup.model)
     checkpoint.check_unchanged(model, setup.checkpoint.digests)
     tokenizer = Tokenizer(model, setup.rules.vocab_size)
-    engine = engine_maker(setup, tokenizer)
-    return lambda shard: process_shard(shard, setup, tokenizer, engine)
+    return Worker(setup, tokenizer, engine_maker(setup, tokenizer))
 
 
-def process_shard(shard: Shard, setup: Setup, tokenizer: Tokenizer, engine: Generates) -> Part:
-    """Read, tokenise, generate, record, write, publish; where only the driver may publish, the bytes go to it."""
+def steps_per_row(strategies: Iterable[Strategy], job: Job, num_positions: int) -> int:
+    """Most steps that an input row takes, over all strategies and samples; as many as there are positions where the
+    row itself decides."""
+    is_open = bool({"max_new_tokens", "max_length"} & job.strategy_columns.keys())
+    return sum(
+        num_rows(strategy)
+        * (num_positions if is_open or isinstance(strategy, Score) else min(max_steps(strategy, 1), num_positions))
+        for strategy in strategies
+    )
+
+
+def process_shard(
+    shard: Shard, setup: Setup, tokenizer: Tokenizer, engine: Generates, poisoned: Poisoned = NO_ROWS
+) -> Part:
+    """Make the part of a shard and publish it; where only the driver may publish, the bytes go to it."""
     start = time.perf_counter()
+    part = make_part(shard, setup, tokenizer, engine, poisoned)
+    data = part.unpublished or b""
+    done = published(part, setup.folder) if setup.folder.is_exclusive else replace(part, unpublished=bytes(data))
+    return replace(done, seconds=time.perf_counter() - start)
+
+
+def make_part(shard: Shard, setup: Setup, tokenizer: Tokenizer, engine: Generates, poisoned: Poisoned) -> Part:
+    """Read, tokenise, generate, record, write: the part, with its bytes."""
     rows = read(setup.dataset, shard.lo, shard.hi)
     pairs = make_pairs(rows, tokenizer, setup)
-    prompts = make_prompts(rows, pairs, tokenizer, setup)
+    prompts = make_prompts(rows, pairs, tokenizer, setup, poisoned)
     if setup.only is not None:
         pairs, prompts = wanted(pairs, prompts, rows.first_row * len(setup.strategies), setup.only)
     responses = answer(pairs, prompts, engine)
@@ -182,9 +228,7 @@ def process_shard(shard: Shard, setup: Setup, tokenizer: Tokenizer, engine: Gene
     truncated = len({pair.position for pair, prompt in zip(pairs, prompts, strict=True) if prompt.is_truncated})
     facts = {"batchgen.sums": json.dumps(sums), "batchgen.truncated_prompts": str(truncated)}
     data = encode_part(table, setup.metadata | facts)
-    part = Part(shard.key, table.num_rows, "", sums, truncated, unpublished=data)
-    done = published(part, setup.folder) if setup.folder.is_exclusive else replace(part, unpublished=bytes(data))
-    return replace(done, seconds=time.perf_counter() - start)
+    return Part(shard.key, table.num_rows, "", sums, truncated, unpublished=data)
 
 
 def published(part: Part, folder: Folder) -> Part:
@@ -211,10 +255,18 @@ def make_pairs(rows: Slice, tokenizer: Tokenizer, setup: Setup) -> list[Pair]:
     return pairs
 
 
-def make_prompts(rows: Slice, pairs: Sequence[Pair], tokenizer: Tokenizer, setup: Setup) -> list[Prompt]:
-    """What each pair gives the model, or why it cannot."""
-    whole = tokenised(rows.prompts, tokenizer, setup.rules)
-    targets = _targets(rows, tokenizer, setup)
+def make_prompts(
+    rows: Slice, pairs: Sequence[Pair], tokenizer: Tokenizer, setup: Setup, poisoned: Poisoned
+) -> list[Prompt]:
+    """What each pair gives the model, or why it cannot. A poisoned row shows its text, but not even the tokenizer is
+    given any of it."""
+    whole = [
+        Prompt(value, prompt.token_ids) if isinstance(value, str) else prompt
+        for value, prompt in zip(
+            rows.prompts, tokenised(_spared(rows.prompts, rows, poisoned), tokenizer, setup.rules), strict=True
+        )
+    ]
+    targets = _targets(rows, tokenizer, setup, poisoned)
     prompts = []
     for position, of_row in groupby(pairs, key=lambda pair: pair.position):
         row = list(of_row)
@@ -224,14 +276,19 @@ def make_prompts(rows: Slice, pairs: Sequence[Pair], tokenizer: Tokenizer, setup
     return prompts
 
 
-def _targets(rows: Slice, tokenizer: Tokenizer, setup: Setup) -> dict[str, list[Prompt]]:
+def _spared(values: Sequence[Value], rows: Slice, poisoned: Poisoned) -> list[Value]:
+    """Values of the rows, with the errors of those that are poisoned."""
+    return [poisoned.get(row, value) for row, value in enumerate(values, start=rows.first_row)]
+
+
+def _targets(rows: Slice, tokenizer: Tokenizer, setup: Setup, poisoned: Poisoned) -> dict[str, list[Prompt]]:
     """The tokens of each target column."""
     columns = dict.fromkeys(use.column for use in target_uses(setup.job))
     values = {
         column: target_values(column, rows.others[column], lambda i: f"row {rows.first_row + i} of the input")
         for column in columns
     }
-    return {column: tokenised(values[column], tokenizer, setup.rules) for column in columns}
+    return {column: tokenised(_spared(values[column], rows, poisoned), tokenizer, setup.rules) for column in columns}
 
 
 def _prompt(pair: Pair, whole: Prompt, shared: Prompt, targets: dict[str, list[Prompt]], setup: Setup) -> Prompt:

@@ -64,6 +64,7 @@ class LocalFolder:
         final = self.root / key
         reach(key, "before")
         with _explained(final), self._temporary(key) as temporary:
+            final.parent.mkdir(exist_ok=True)
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()

@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.shard import Part
+from pipeline.tally import Listed
 
 log = logging.getLogger("batchgen")
 
@@ -76,7 +77,7 @@ def _fitted(widths: list[int], is_wide: list[bool], available: int) -> list[int]
 class ShardLines:
     """Progress as a log line per shard."""
 
-    def start(self, num_rows: int, num_shards: int, done: Sequence[Part]) -> None:
+    def start(self, num_rows: int, num_shards: int, done: Collection[Listed]) -> None:
         """Say what there is to do."""
         self.num_shards, self.num_done = num_shards, len(done)
         log.info("%s rows, %s shards, %s of them already done", f"{num_rows:,}", num_shards, len(done))
@@ -111,7 +112,7 @@ class Bar:
             refresh_per_second=4,
         )
 
-    def start(self, num_rows: int, num_shards: int, done: Sequence[Part]) -> None:
+    def start(self, num_rows: int, num_shards: int, done: Collection[Listed]) -> None:
         """Draw it."""
         self.began, self.tokens, self.errors = time.monotonic(), 0, sum(part.rows - part.ok for part in done)
         completed = sum(part.rows for part in done)

@@ -1,12 +1,15 @@
-"""Settings for all tests: one torch thread, no network, no telemetry."""
+"""Settings for all tests: one torch thread, no network, no telemetry, one token for every Ray."""
 
 from __future__ import annotations
 
 import os
+import secrets
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["RAY_AUTH_MODE"] = "token"  # a process keeps the mode and the token of its first Ray
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 from pathlib import Path
 

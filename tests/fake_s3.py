@@ -126,9 +126,11 @@ class Handler(BaseHTTPRequestHandler):
             objects[key] = body
             return 200, tag(body), b""
         if self.command == "POST":  # DeleteObjects
-            for found in re.findall(rb"<Key>(.*?)</Key>", body):
-                objects.pop(found.decode(), None)
-            return 200, {}, b"<DeleteResult/>"
+            keys = [found.decode() for found in re.findall(rb"<Key>(.*?)</Key>", body)]
+            for found in keys:
+                objects.pop(found, None)
+            deleted = "".join(f"<Deleted><Key>{found}</Key></Deleted>" for found in keys)
+            return 200, {}, f"<DeleteResult>{deleted}</DeleteResult>".encode()
         if not key:
             return 200, {}, listing(objects, query["prefix"][0], query.get("delimiter", [""])[0])
         if self.command == "DELETE":

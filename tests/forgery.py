@@ -34,7 +34,9 @@ STRATEGIES = [
 SHARD_ROWS = 3
 
 
-def run_demo(folder: Path, engine_maker: EngineMaker = make_engine, **changes: Any) -> Path:
+def run_demo(
+    folder: Path, engine_maker: EngineMaker = make_engine, execute: job.Executor = job.here, **changes: Any
+) -> Path:
     """The output folder of a run of the demo model over `PROMPTS`, in three parts."""
     topics = [{"name": f"t{index}", "weight": float("nan")} for index in range(len(PROMPTS))]
     source = write_prompts(folder / "prompts.parquet", PROMPTS, topic=topics)
@@ -42,7 +44,7 @@ def run_demo(folder: Path, engine_maker: EngineMaker = make_engine, **changes: A
     output = {"path": str(folder / "out"), "top_k": 4, "prompt_logprobs": True}
     settings: dict[str, Any] = {"input": kept, "output": output, "strategies": STRATEGIES, "seed": 7}
     work = make_job(source, folder / "out", **settings | {"run": {"shard_rows": SHARD_ROWS}} | changes)
-    job.run(work, job.here, engine_maker=engine_maker)
+    job.run(work, execute, engine_maker=engine_maker)
     return folder / "out"
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,19 @@ from typing import Any
 
 import pytest
 import ray
+import torch
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
 
 from pipeline import job
-from pipeline.cluster import RayExecutor
+from pipeline.cluster import KILLED, NO_MEMORY, RayExecutor, RayPool, Replica, cause_of
 from pipeline.config import Job, RunConfig
-from pipeline.errors import ClusterError, ConfigError, ModelError, StorageError
-from pipeline.records import Request, Response
-from pipeline.shard import Part, Setup
+from pipeline.dispatch import Dispatcher
+from pipeline.errors import ConfigError, ModelError, StoppedError, StorageError
+from pipeline.ledger import Ledger
+from pipeline.plan import make_plan
+from pipeline.records import Request, Response, RowError
+from pipeline.shard import Part, Setup, Shard, Worker, open_worker
+from pipeline.storage import LocalFolder
 from pipeline.tokenizer import Tokenizer
 from tests.flows import EchoEngine, echo, make_job, part_bytes, read_output, run_echo, write_prompts
 
@@ -117,13 +124,121 @@ def test_a_replica_killed_mid_shard_is_replaced_and_the_bytes_are_the_same(sourc
     assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "undisturbed")
 
 
-def test_a_shard_that_kills_every_replica_stops_the_run_and_keeps_the_rest(source: Path, tmp_path: Path) -> None:
+class FragileEngine(EchoEngine):
+    """Dies on one prompt and fails on another."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.killer, self.bug = (tuple(ids) for ids in tokenizer.encode(["kill me", "confuse me"]))
+
+    def generate(self, requests: Sequence[Request]) -> list[Response]:
+        prompts = {request.prompt_token_ids for request in requests}
+        if self.killer in prompts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.bug in prompts:
+            raise RuntimeError("shapes (3, 4) and (5,) do not agree")
+        return super().generate(requests)
+
+
+def fragile(_setup: Setup, tokenizer: Tokenizer) -> FragileEngine:
+    return FragileEngine(tokenizer)
+
+
+def test_rows_that_kill_or_break_the_engine_become_error_rows_and_everything_else_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = ["The quiet fox", "Every bee", "Today", "kill me", "confuse me"]
+    source = write_prompts(tmp_path / "prompts.parquet", prompts)
+    work = make_job(source, tmp_path / "out", run={"shard_rows": 2})
+    finished = job.run(work, on_ray(work, replicas=2), engine_maker=fragile)
+    engine_error = "the engine failed on this row: RuntimeError: shapes (3, 4) and (5,) do not agree"
+    errors = {3: KILLED, 4: RowError("engine_error", engine_error)}
+    rows = read_output(tmp_path / "out").to_pylist()
+    assert [row["prompt"] for row in rows] == [prompt for prompt in prompts for _ in range(3)]
+    assert {
+        row["row_index"]: RowError(row["error_type"], row["error_message"]) for row in rows if row["status"] == "error"
+    } == errors
+    assert finished.manifest["totals"]["errors"] == 2 * 3
+    assert caplog.text.count('raise RuntimeError("shapes (3, 4)') == 1  # the traceback, once
+
+    plan = make_plan(work)  # the bytes do not tell how the rows were found
+    told = LocalFolder(tmp_path / "told")
+    told.prepare()
+    for shard in plan.shards:
+        open_worker(plan.setup(told), echo)(shard, errors)
+    assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "told")
+
+
+class HangingEngine(EchoEngine):
+    """Waits for ever, for a pipe that nobody writes to, when it meets the prompt."""
+
+    def __init__(self, prompt: tuple[int, ...], pipe: Path) -> None:
+        self.prompt, self.pipe = prompt, pipe
+
+    def generate(self, requests: Sequence[Request]) -> list[Response]:
+        if any(request.prompt_token_ids == self.prompt for request in requests):
+            self.pipe.read_bytes()
+        return super().generate(requests)
+
+
+def hanging(pipe: Path, _setup: Setup, tokenizer: Tokenizer) -> HangingEngine:
+    return HangingEngine(tuple(tokenizer.encode(["I skip across the"])[0]), pipe)
+
+
+class Leaps:
+    """A clock that leaps a day ahead when the driver hears that one more replica is to generate for a row."""
+
+    def __init__(self, ledger: Ledger, row: int) -> None:
+        self.ledger, self.row, self.replicas = ledger, row, set[int]()
+
+    def __call__(self) -> float:
+        works = {replica: self.ledger.current(replica) for replica in self.ledger.leases}
+        self.replicas |= {replica for replica, work in works.items() if work and work.rows == [self.row]}
+        return time.monotonic() + 86400 * len(self.replicas)
+
+
+def with_leaps(row: int, make_worker: Callable[[], Worker], shards: Sequence[Shard]) -> Iterator[Part]:
+    """An executor with one replica."""
+    start = partial(ray.remote(Replica).options(num_cpus=1).remote, make_worker, False)
+    ledger = Ledger(shards)
+    clock = Leaps(ledger, row)
+    dispatcher = Dispatcher(ledger, RayPool(start, lambda: 1, lambda: None), grace_s=0, clock=clock)
+    try:
+        yield from dispatcher.run()
+    finally:
+        dispatcher.close()
+        assert len(clock.replicas) == 3
+
+
+def test_a_replica_that_hangs_is_ended_and_the_row_is_said_to_have_hung(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "prompts.parquet", PROMPTS[:5])
+    work = make_job(source, tmp_path / "out", run={"shard_rows": 1})
+    os.mkfifo(tmp_path / "pipe")
+    job.run(work, partial(with_leaps, 3), engine_maker=partial(hanging, tmp_path / "pipe"))
+    rows = read_output(tmp_path / "out").to_pylist()
+    assert [row["error_type"] for row in rows] == [None] * 9 + ["hung"] * 3 + [None] * 3
+
+
+def test_what_ray_says_of_a_death_decides_the_error_type() -> None:
+    assert cause_of(OutOfMemoryError("1 worker(s) were killed due to the node running low on memory")) == NO_MEMORY
+    assert cause_of(ActorDiedError()) == cause_of(NodeDiedError("its node died")) == KILLED
+    assert cause_of(RayTaskError("do", "", torch.OutOfMemoryError("tried to allocate 2.00 GiB"))) == NO_MEMORY
+    assert cause_of(RayTaskError("do", "", MemoryError())) == NO_MEMORY
+    assert cause_of(RayTaskError("do", "", ValueError("bad <Row at 0x7f00beef>\nmore"))) == RowError(
+        "engine_error", "the engine failed on this row: ValueError: bad <Row at 0x…>"
+    )
+
+
+def test_sigterm_lets_the_shards_under_way_finish_and_the_job_goes_on_later(source: Path, tmp_path: Path) -> None:
     work = make_job(source, tmp_path / "out")
-    with pytest.raises(ClusterError, match=r"died 3 times while working on input rows 3 to 5"):
-        job.run(work, on_ray(work, replicas=1), engine_maker=partial(dying, tmp_path / "marker", 1000))
-    assert "part-00000.parquet" in part_bytes(tmp_path / "out")
+    before = signal.getsignal(signal.SIGTERM)
+    stop = Listener(lambda _part: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(StoppedError, match="Finished parts are kept; it is safe to run the same command again"):
+        job.run(work, on_ray(work, replicas=1), stop, engine_maker=echo)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert 1 <= len(part_bytes(tmp_path / "out")) < 7
     job.run(work, on_ray(work, replicas=1), engine_maker=echo)
-    assert read_output(tmp_path / "out").num_rows == len(PROMPTS) * 3
+    run_echo(make_job(source, tmp_path / "undisturbed"))
+    assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "undisturbed")
 
 
 def test_when_a_dead_replica_cannot_be_replaced_the_others_do_its_shards(source: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_job_needs_little_and_the_defaults_are_the_rest() -> None:
         output=OutputConfig(path="out", top_k=10, prompt_logprobs=False),
         strategies=(Greedy(name="greedy", type="greedy", max_new_tokens=20),),
         seed=0,
-        run=RunConfig(replicas="auto", gpus_per_replica="auto", shard_rows="auto", max_error_rate=0.05),
+        run=RunConfig(replicas="auto", gpus_per_replica="auto", shard_rows="auto", max_error_rate=0.05, grace_s=25),
     )
 
 
@@ -84,7 +84,7 @@ def test_prompts_have_one_source() -> None:
         {"output": {"path": "o", "top_k": 0}},
         {"output": {"path": "o", "top_k": 1000, "prompt_logprobs": True}},
         {"run": {"replicas": 1, "gpus_per_replica": 0, "shard_rows": 1, "max_error_rate": 0}},
-        {"run": {"gpus_per_replica": 0.25, "max_error_rate": 1}},
+        {"run": {"gpus_per_replica": 0.25, "max_error_rate": 1, "grace_s": 0}},
         {"run": {"gpus_per_replica": 2}},
         {"input": {"path": ["a", "b"]}},
     ],
@@ -114,6 +114,7 @@ def test_values_on_the_edge_of_a_rule_are_taken(values: dict[str, Any]) -> None:
         {"run": None},
         {"run": {"max_error_rate": 1.1}},
         {"run": {"max_error_rate": True}},
+        {"run": {"grace_s": -1}},
         {"run": {"nodes": 3}},
         {"strategies": []},
         {"strategies": "greedy"},

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import job
-from pipeline.errors import ConfigError, InputError, ModelError, OutputError, StorageError
+from pipeline.errors import ConfigError, ErrorRateError, InputError, ModelError, OutputError, StorageError
 from pipeline.plan import make_plan
 from pipeline.records import row_seed
 from pipeline.shard import Part, Shard
@@ -129,11 +129,11 @@ def test_the_plan_names_inputs_shards_model_and_versions(source: Path, tmp_path:
             "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         }
     ]
-    assert plan["shards"] == [
-        ["data/part-00000.parquet", 0, 3],
-        ["data/part-00001.parquet", 3, 6],
-        ["data/part-00002.parquet", 6, 8],
-    ]
+    assert plan["shards"] == {
+        "count": 3,
+        "first": ["data/part-00000.parquet", 0, 3],
+        "last": ["data/part-00002.parquet", 6, 8],
+    }
     assert set(plan["identity"]["model"]["files"]) == {
         "config.json",
         "generation_config.json",
@@ -247,7 +247,7 @@ def test_the_plan_is_the_same_on_every_machine(source: Path, tmp_path: Path) -> 
     here = make_plan(make_job(source, tmp_path / "a", run={"shard_rows": "auto", "replicas": 1}))
     there = make_plan(make_job(source, tmp_path / "b", run={"shard_rows": "auto", "replicas": 64}))
     assert here.fingerprint == there.fingerprint
-    assert here.shards == there.shards == [Shard("data/part-00000.parquet", 0, 8)]
+    assert list(here.shards) == list(there.shards) == [Shard("data/part-00000.parquet", 0, 8)]
 
 
 def test_output_bytes_do_not_depend_on_where_the_input_lies(source: Path, tmp_path: Path) -> None:
@@ -283,6 +283,35 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     with pytest.raises(error, match=message):
         run_echo(work)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_job_that_cannot_stay_within_its_error_rate_is_stopped_as_soon_as_that_is_certain(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "p.parquet", ["Today", None, "Every bee", None, None, "Today", "Today", "Today"])
+    work = make_job(source, tmp_path / "out", run={"shard_rows": 2, "max_error_rate": 0.25})
+    with pytest.raises(ErrorRateError) as caught:
+        run_echo(work)
+    assert str(caught.value).startswith(
+        "9 of the 24 rows of the job are errors already, more than run.max_error_rate (25.0%) of all. All results"
+    )
+    assert caught.value.exit_code == 3
+    kept = part_bytes(tmp_path / "out")
+    assert list(kept) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+
+    def nobody(_open: object, _shards: object) -> Iterator[Part]:
+        raise AssertionError("it is certain before any work")
+
+    with pytest.raises(ErrorRateError):
+        job.run(work, nobody, engine_maker=echo)
+    allowed = make_job(source, tmp_path / "out", run={"shard_rows": 2, "max_error_rate": 0.375})
+    assert run_echo(allowed).error_rate == 9 / 24
+    assert kept.items() <= part_bytes(tmp_path / "out").items()
+
+
+def test_the_last_part_may_bring_the_errors_above_the_rate_and_the_run_is_finished(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "p.parquet", ["Today", "Every bee", None])
+    finished = run_echo(make_job(source, tmp_path / "out", run={"shard_rows": 1, "max_error_rate": 0}))
+    assert finished.error_rate == 1 / 3
+    assert (tmp_path / "out" / "_SUCCESS").exists()
 
 
 def test_progress_is_told_of_every_part(source: Path, tmp_path: Path) -> None:

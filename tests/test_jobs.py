@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -60,14 +61,14 @@ def wait_for_line(process: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"the command ended without saying {words!r}")
 
 
-def processes_of_session(leader: int) -> list[str]:
-    """Command lines of the living processes a command started, itself included."""
-    found = []
+def processes_of_session(leader: int) -> dict[int, str]:
+    """Command lines of the living processes a command started, itself included, by process id."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
             if int(fields[3]) == leader and fields[0] != "Z":
-                found.append((stat.parent / "cmdline").read_text())
+                found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text()
         except OSError:
             continue
     return found
@@ -150,20 +151,56 @@ def test_ctrl_c_stops_cleanly_says_what_is_kept_and_the_same_command_resumes(
     assert process.returncode == 130
     assert "stopped. Finished parts are kept; run the same command again to resume." in errors
     assert "Traceback" not in errors
-    assert processes_of_session(process.pid) == []
+    assert processes_of_session(process.pid) == {}
     resumed = batchgen("run", job_file, "--output", tmp_path / "out")
     assert resumed.returncode == 0, resumed.stderr
     assert part_bytes(tmp_path / "out") == undisturbed
 
 
-def test_past_the_error_rate_the_run_finishes_and_exits_with_3(job_file: Path, tmp_path: Path) -> None:
-    write_prompts(tmp_path / "prompts.parquet", ["Today", None, "Every bee"])
-    done = batchgen("run", job_file, "--output", tmp_path / "out")
-    assert done.returncode == 3
-    assert "33.3% of the rows are errors, more than run.max_error_rate (5.0%)" in done.stderr
-    assert (tmp_path / "out" / "_SUCCESS").exists()
-    allowed = batchgen("run", job_file, "--output", tmp_path / "out", "--set", "run.max_error_rate=0.5")
-    assert allowed.returncode == 0
+def test_a_driver_whose_ray_dies_says_so_and_ends_with_4(job_file: Path, tmp_path: Path) -> None:
+    """Once Ray ended it with an exit code of its own, 1, in the middle of a line of its log."""
+    process = started("run", job_file, "--output", tmp_path / "out")
+    wait_for_line(process, "done=2/20")
+    for pid in processes_of_session(process.pid).keys() - {process.pid}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == 4
+    assert "error: the Ray of this machine is gone" in errors
+    assert "Traceback" not in errors
+    assert 2 <= len(part_bytes(tmp_path / "out")) < 20
+
+
+def test_past_the_error_rate_the_run_exits_with_3_and_a_higher_one_takes_it_on(job_file: Path, tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.parquet", ["Today", None, "Every bee", "Today"])
+    stopped = batchgen("run", job_file, "--output", tmp_path / "out", "--set", "run.replicas=1")
+    assert stopped.returncode == 3
+    assert "4 of the 16 rows of the job are errors already, more than run.max_error_rate (5.0%)" in stopped.stderr
+    assert "part-00000.parquet" in part_bytes(tmp_path / "out")
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    finished = batchgen("run", job_file, "--output", tmp_path / "out", "--set", "run.max_error_rate=0.25")
+    assert finished.returncode == 0
+    again = batchgen("run", job_file, "--output", tmp_path / "out", "--set", "run.max_error_rate=0.2")
+    assert again.returncode == 3
+    assert "25.0% of the rows are errors, more than run.max_error_rate (20.0%)" in again.stderr
+
+
+def test_sigterm_ends_the_command_in_good_order_with_4_and_the_same_command_resumes(
+    job_file: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    process = started("run", job_file, "--output", tmp_path / "out")
+    wait_for_line(process, "done=2/20")
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == 4
+    assert "error: stopped by SIGTERM" in errors
+    assert "it is safe to run the same command again" in errors
+    assert "Traceback" not in errors
+    assert processes_of_session(process.pid) == {}
+    assert 2 <= len(part_bytes(tmp_path / "out")) < 20
+    resumed = batchgen("run", job_file, "--output", tmp_path / "out")
+    assert resumed.returncode == 0, resumed.stderr
+    assert part_bytes(tmp_path / "out") == undisturbed
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from pipeline.errors import InputError, OutputError
 from pipeline.records import Request, Response, RowError
 from pipeline.replay import replay
 from pipeline.retry import Retried, carry_out, look
-from pipeline.shard import Generates, Part, Setup, Shard, make_engine
+from pipeline.shard import Generates, Part, Poisoned, Setup, Shard, make_engine
 from pipeline.tokenizer import Tokenizer
 from pipeline.verify import verify
 from tests.flows import part_bytes, write_prompts
@@ -107,6 +107,16 @@ def stop_after(count: int) -> job.Executor:
     return execute
 
 
+def condemned(poisoned: Poisoned) -> job.Executor:
+    """An executor that knows these rows to kill."""
+
+    def execute(make_worker: Callable[[], job.Worker], shards: Sequence[Shard]) -> Iterator[Part]:
+        worker = make_worker()
+        yield from (worker(shard, poisoned) for shard in shards)
+
+    return execute
+
+
 def test_a_retry_gives_exactly_the_error_rows_and_as_an_undisturbed_run_gives_them(mended: Path, sound: Path) -> None:
     again = rows_of(*sorted((mended / "retries" / "0001" / "data").iterdir()))
     assert [(row["row_id"], row["status"]) for row in again] == [
@@ -127,6 +137,25 @@ def test_nothing_that_was_there_before_is_touched(folder: Path) -> None:
     before = files(folder)
     retry(folder)
     assert files(folder) == before
+
+
+def test_rows_that_killed_their_replicas_are_proven_and_mended_by_the_retry_in_which_they_do_not(
+    tmp_path: Path, sound: Path
+) -> None:
+    killed, hung = RowError("killed_replica", "it was killed"), RowError("hung", "it never ended")
+    folder = run_demo(tmp_path, execute=condemned({1: killed, 4: hung, 5: killed}))
+    assert verify(folder).is_proven
+    retry(folder, "killed_replica", "hung", execute=condemned({5: killed}))
+    retry(folder, "killed_replica")
+    assert verify(folder).is_proven
+    again = [rows_of(*sorted((folder / "retries" / name / "data").iterdir())) for name in ("0001", "0002")]
+    assert [[(row["row_id"], row["error_type"]) for row in rows[::8]] for rows in again] == [
+        [("r1", None), ("r4", None), ("r5", "killed_replica")],
+        [("r5", None)],
+    ]
+    expected = {(row["row_id"], row["strategy"], row["sample_index"]): row["text"] for row in rows_of(sound / "data")}
+    for row in again[0][:16] + again[1]:
+        assert row["text"] == expected[row["row_id"], row["strategy"], row["sample_index"]]
 
 
 def test_the_manifest_of_a_retry_counts_its_own_rows(mended: Path) -> None:
@@ -405,6 +434,7 @@ def test_a_mended_row_can_be_replayed(mended: Path, ill: Path) -> None:
 
 
 def test_the_command_says_what_it_will_do_and_exits_by_what_is_left(folder: Path) -> None:
+    edit(folder / "_plan.json", lambda plan: plan["job"]["run"].update(max_error_rate=0.05))
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.cli", "retry-errors", str(folder)], cwd=ROOT, capture_output=True, text=True
     )

@@ -1,0 +1,6 @@
+"""The chaos suite: the same job is started again and again while its processes are killed, and must come out the same.
+
+`scenarios` says what is killed when, from a seed. `driver` is what one start of the job does in a process of its own,
+`world` has the processes, nodes and stores that can be killed, and `play` goes through a scenario and compares what is
+left with the undisturbed run. `python -m tests.chaos` plays many and counts.
+"""

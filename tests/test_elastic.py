@@ -1,0 +1,126 @@
+"""A cluster that changes under a run: nodes lost, added, and both. Real raylets on this machine, with logical GPUs.
+
+Replicas block on a pipe until the test lets them do another shard, and say on a second one that they have started.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from pipeline import job
+from pipeline.cluster import RayExecutor
+from pipeline.records import Request, Response
+from pipeline.shard import Setup
+from pipeline.tokenizer import Tokenizer
+from tests.flows import EchoEngine, make_job, part_bytes, run_echo, write_prompts
+
+NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 80 << 20}
+PROMPTS = ["The quiet fox", "Every bee", "I skip across the", "Today"] * 10
+
+
+class TurnstileEngine(EchoEngine):
+    """Takes a ticket, one byte of a pipe, for every shard."""
+
+    def __init__(self, tickets: Path) -> None:
+        self.tickets = os.open(tickets, os.O_RDONLY)
+
+    def generate(self, requests: Sequence[Request]) -> list[Response]:
+        os.read(self.tickets, 1)
+        return super().generate(requests)
+
+
+def turnstile(folder: Path, _setup: Setup, _tokenizer: Tokenizer) -> TurnstileEngine:
+    with (folder / "arrivals").open("wb", buffering=0) as arrivals:
+        arrivals.write(b"x")
+    return TurnstileEngine(folder / "tickets")
+
+
+@dataclass
+class Door:
+    """The test's ends of both pipes."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        for name in ("arrivals", "tickets"):
+            os.mkfifo(self.folder / name)
+        self.arrivals, self.tickets = (os.open(self.folder / name, os.O_RDWR) for name in ("arrivals", "tickets"))
+
+    def await_arrivals(self, count: int) -> None:
+        for _ in range(count):
+            os.read(self.arrivals, 1)
+
+    def admit(self, count: int) -> None:
+        os.write(self.tickets, b"x" * count)
+
+    def close(self) -> None:
+        """Nobody will arrive any more; who waits need not."""
+        os.write(self.arrivals, b"x" * 100)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """One node, the head, on which this process is the driver. A test removes the nodes that it adds."""
+    cluster = Cluster(initialize_head=True, connect=True, head_node_args=NODE | {"include_dashboard": False})
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Ray does not wait for the processes that it ends
+        del cluster
+        gc.collect()
+
+
+def run_while(tmp_path: Path, change: Callable[[Door], None]) -> None:
+    """Do a job of 20 shards in a thread, for only this one can add nodes; the bytes must be those of a quiet run."""
+    source = write_prompts(tmp_path / "prompts.parquet", PROMPTS)
+    works = [make_job(source, tmp_path / name, run={"shard_rows": 2}) for name in ("quiet", "out")]
+    run_echo(works[0])
+    door = Door(tmp_path)
+    with ThreadPoolExecutor(1) as thread:
+        execute, engine_maker = RayExecutor(works[1].run), partial(turnstile, tmp_path)
+        running = thread.submit(job.run, works[1], execute, engine_maker=engine_maker)
+        running.add_done_callback(lambda _: door.close())
+        try:
+            change(door)
+        finally:
+            door.admit(1000)  # whatever happened, the run must end
+        running.result()
+    assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "quiet")
+
+
+@pytest.mark.parametrize("graceful", [False, True])
+def test_a_node_lost_in_the_middle_of_a_run_costs_nothing(cluster: Cluster, tmp_path: Path, graceful: bool) -> None:
+    node = cluster.add_node(**NODE)
+
+    def change(door: Door) -> None:
+        door.await_arrivals(2)
+        door.admit(5)
+        cluster.remove_node(node, allow_graceful=graceful)
+
+    run_while(tmp_path, change)
+
+
+def test_one_three_and_one_replica_again(cluster: Cluster, tmp_path: Path) -> None:
+    def change(door: Door) -> None:
+        door.await_arrivals(1)
+        door.admit(3)
+        nodes: list[Any] = [cluster.add_node(**NODE) for _ in range(2)]
+        door.await_arrivals(2)
+        door.admit(6)
+        for node in nodes:
+            cluster.remove_node(node)
+
+    run_while(tmp_path, change)
