@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +19,15 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline import __version__
-from pipeline.errors import BatchgenError, ErrorRateError
+from pipeline.cli_compare import compare
+from pipeline.cli_look import head, preview, show, tokenize
+from pipeline.cli_read import card, explode
+from pipeline.cli_shared import EXIT_WRONG, echo_json, exit_codes, texts, waiting
+from pipeline.errors import ErrorRateError
 
 if TYPE_CHECKING:  # heavy imports happen inside the commands, so that --help is quick
     from pipeline.job import Progress, Run
 
-EXIT_STOPPED = 4
-EXIT_WRONG = 5
-EXIT_INTERRUPTED = 130
 STOPPED_RUN = "stopped. Finished parts are kept; run the same command again to resume."
 
 
@@ -37,8 +37,9 @@ def main() -> None:
     """Prompts in as Parquet, completions out as Parquet.
 
     \b
+    batchgen preview jobs/demo.yaml
     batchgen run jobs/demo.yaml --output out/demo
-    batchgen head out/demo
+    batchgen show out/demo --row-id skip-00
     batchgen next "I skip across the"
     """
 
@@ -58,7 +59,7 @@ def run(job_file: Path, output: str | None, overrides: tuple[str, ...]) -> None:
     Uses the Ray cluster of RAY_ADDRESS where that is set, else the cores and GPUs of this machine. Run the same command
     again to resume: finished parts are kept.
     """
-    with _exit_codes():
+    with exit_codes(STOPPED_RUN):
         from pipeline import job
         from pipeline.cluster import RayExecutor
         from pipeline.jobfile import load_job
@@ -73,33 +74,6 @@ def run(job_file: Path, output: str | None, overrides: tuple[str, ...]) -> None:
                 f"{finished.error_rate:.1%} of the rows are errors, more than run.max_error_rate "
                 f"({loaded.run.max_error_rate:.1%}). All results are kept; see columns error_type and error_message."
             )
-
-
-@main.command()
-@click.argument("folder", metavar="OUT")
-@click.option("-n", "num_rows", type=click.IntRange(min=1), default=12, show_default=True, help="Rows to show.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, with exact text.")
-def head(folder: str, num_rows: int, as_json: bool) -> None:
-    """Show the first completions of a run, finished or not.
-
-    \b
-    batchgen head out/demo -n 20
-    """
-    with _exit_codes():
-        from pipeline.preview import first_rows
-        from pipeline.storage import open_folder
-        from pipeline.terminal import print_table
-
-        rows = first_rows(open_folder(folder), num_rows)
-        if as_json:
-            for row in rows:
-                click.echo(json.dumps(row, ensure_ascii=False))
-            return
-        cells = [
-            [row["row_id"], row["strategy"], row["sample_index"], row["prompt"], row["text"], row["ended_by"]]
-            for row in rows
-        ]
-        print_table(["row_id", "strategy", "#", "prompt", "text", "ended by"], cells, wide=("prompt", "text"))
 
 
 @main.command("next")
@@ -123,12 +97,12 @@ def next_(prompts: tuple[str, ...], k: int, model: str, dtype: str, ids: tuple[s
     PROMPT - reads prompts from stdin, one per line. Several prompts are compared with the first: the candidates they
     share, and how far the distributions are apart over the whole vocabulary.
     """
-    with _exit_codes("stopped."):
-        with _waiting(model):
+    with exit_codes():
+        with waiting(f"loading {model}"):
             from pipeline.next_screen import print_answer
             from pipeline.next_tokens import next_tokens, parse_ids, to_document
 
-            answer = next_tokens([*_texts(prompts), *map(parse_ids, ids)], model=model, dtype=dtype, k=k)
+            answer = next_tokens([*texts(prompts), *map(parse_ids, ids)], model=model, dtype=dtype, k=k)
         if as_json:
             click.echo(json.dumps(to_document(answer)))
         else:
@@ -138,7 +112,8 @@ def next_(prompts: tuple[str, ...], k: int, model: str, dtype: str, ids: tuple[s
 @main.command()
 @click.argument("folder", metavar="OUT")
 @click.option("--yes", is_flag=True, help="Delete them.")
-def gc(folder: str, yes: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def gc(folder: str, yes: bool, as_json: bool) -> None:
     """List what dead attempts left in _tmp/ of an output folder, or delete it.
 
     \b
@@ -147,11 +122,14 @@ def gc(folder: str, yes: bool) -> None:
 
     Refused while a run is under way there. Nothing outside _tmp/ is touched.
     """
-    with _exit_codes():
+    with exit_codes():
         from pipeline import leftovers
         from pipeline.storage import open_folder
 
         found = (leftovers.collect if yes else leftovers.find)(open_folder(folder))
+        if as_json:
+            echo_json({"leftovers": found, "deleted": yes})
+            return
         for key in found:
             click.echo(key)
         said = "deleted" if yes else "to delete with --yes"
@@ -171,7 +149,7 @@ def verify(folder: str, rescore: int, as_json: bool) -> None:
 
     Exits with 5 if something is wrong. Docs: docs/verify.md.
     """
-    with _exit_codes():
+    with exit_codes():
         from pipeline.verify import verify as proof
         from pipeline.verify_screen import print_report
 
@@ -188,7 +166,7 @@ def verify(folder: str, rescore: int, as_json: bool) -> None:
 @click.argument("folder", metavar="OUT")
 @click.option("--row-id", required=True, metavar="ID", help="Of the row, as in column row_id.")
 @click.option("--strategy", metavar="NAME", help="Only this strategy.")
-@click.option("--sample", type=click.IntRange(min=0), metavar="N", help="Only this sample.")
+@click.option("--sample-index", "--sample", "sample", type=click.IntRange(min=0), metavar="N", help="Only this sample.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, as_json: bool) -> None:
     """Generate a row of a run again and say what differs.
@@ -199,7 +177,7 @@ def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, a
 
     Exits with 5 if something differs that the run's determinism does not allow. Docs: docs/verify.md.
     """
-    with _exit_codes():
+    with exit_codes():
         from pipeline.replay import DIFFERS
         from pipeline.replay import replay as again
         from pipeline.verify_screen import print_verdicts
@@ -207,7 +185,7 @@ def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, a
         verdicts = again(folder, row_id, strategy, sample)
         if as_json:
             rows = [{**verdict._asdict(), "difference": verdict.difference._asdict()} for verdict in verdicts]
-            click.echo(json.dumps({"schema": 1, "row_id": row_id, "completions": rows}, ensure_ascii=False))
+            echo_json({"row_id": row_id, "completions": rows})
         else:
             print_verdicts(verdicts)
         if any(verdict.result == DIFFERS for verdict in verdicts):
@@ -217,7 +195,8 @@ def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, a
 @main.command("retry-errors")
 @click.argument("folder", metavar="OUT")
 @click.option("--error-type", "error_types", metavar="TYPE", multiple=True, help="Only errors of this type.")
-def retry_errors(folder: str, error_types: tuple[str, ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def retry_errors(folder: str, error_types: tuple[str, ...], as_json: bool) -> None:
     """Compute the error rows of a finished run again.
 
     \b
@@ -227,20 +206,25 @@ def retry_errors(folder: str, error_types: tuple[str, ...]) -> None:
     Results go to OUT/retries/0001 (then 0002, ...), beside data/, which stays as it is. Run the same command again to
     resume. Docs: docs/verify.md.
     """
-    with _exit_codes():
+    with exit_codes(STOPPED_RUN):
         from pipeline import retry
         from pipeline.cluster import RayExecutor
         from pipeline.verify_screen import print_outlook, print_retried
 
         outlook = retry.look(folder, error_types)
         if outlook is None:
-            click.echo(f"no error rows are left, nothing to do · {folder}")
+            nothing = {"retry": None, "totals": None, "errors_left": 0}
+            echo_json(nothing) if as_json else click.echo(f"no error rows are left, nothing to do · {folder}")
             return
         print_outlook(outlook)
         limits = outlook.run.job.run
         with _progress() as progress:
             retried = retry.carry_out(outlook, RayExecutor(limits), progress)
-        print_retried(retried)
+        if as_json:
+            document = {"retry": retried.folder, "totals": retried.manifest["totals"]}
+            echo_json(document | {"errors_left": retried.num_errors})
+        else:
+            print_retried(retried)
         if retried.num_errors > limits.max_error_rate * outlook.run.num_output_rows:
             raise ErrorRateError(f"that is still more than run.max_error_rate ({limits.max_error_rate:.1%}).")
 
@@ -256,48 +240,6 @@ def schema() -> None:
     from pipeline.jobfile import json_schema
 
     click.echo(json.dumps(json_schema(), indent=2))
-
-
-def _texts(prompts: tuple[str, ...]) -> Iterator[str]:
-    """The prompts, `-` replaced by the lines of stdin; bytes that are not UTF-8 become lone surrogates, as in argv."""
-    for prompt in prompts:
-        if prompt != "-":
-            yield prompt
-        elif lines := sys.stdin.buffer.read().removesuffix(b"\n"):
-            yield from (line.removesuffix(b"\r").decode("utf-8", "surrogateescape") for line in lines.split(b"\n"))
-
-
-@contextmanager
-def _waiting(model: str) -> Iterator[None]:
-    """A sign of life on a terminal while a model loads."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True).status(Text(f"loading {model}")):
-        yield
-
-
-@contextmanager
-def _exit_codes(stopped: str = STOPPED_RUN) -> Iterator[None]:
-    """Errors that are ours become one message and an exit code; others are bugs and keep their traceback."""
-
-    def terminate(*_: object) -> None:
-        click.echo(f"SIGTERM: {stopped}", err=True)
-        sys.exit(EXIT_STOPPED)
-
-    signal.signal(signal.SIGTERM, terminate)  # while replicas work, the executor takes it and lets them finish
-    try:
-        yield
-    except BatchgenError as error:
-        text = str(error)
-        click.echo(text if text.startswith("error:") else f"error: {text}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo(f"\n{stopped}", err=True)
-        sys.exit(EXIT_INTERRUPTED)
 
 
 @contextmanager
@@ -349,6 +291,10 @@ def _summarise(finished: Run) -> None:
         f"FROM '{folder}/data/*.parquet' GROUP BY strategy"
     )
     click.echo(f'query it: {shlex.quote(sys.executable)} -c "import duckdb; print(duckdb.sql(\\"{query}\\"))"')
+
+
+for command in (preview, head, show, tokenize, compare, explode, card):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.errors import OutputError, StorageError
 from pipeline.plan import Plan, library_versions
+from pipeline.schema import MEANINGS
 from pipeline.shard import Part
 from pipeline.storage import Folder
 from pipeline.tally import Tally
@@ -26,6 +27,7 @@ from pipeline.tally import Tally
 PLAN, MANIFEST, VOCABULARY, CARD, SUCCESS = "_plan.json", "_manifest.json", "_vocab.parquet", "README.md", "_SUCCESS"
 log = logging.getLogger("batchgen")
 
+CARD_SAMPLE = ["row_id", "strategy", "prompt", "text"]
 DETERMINISM = {"float32": "exact", "bfloat16": "fast"}
 
 
@@ -280,6 +282,20 @@ def _vocabulary(plan: Plan) -> memoryview:
 
 def _card(folder: Folder, plan: Plan, summary: dict[str, Any]) -> str:
     first = pq.read_table(io.BytesIO(folder.read(plan.shards[0].key) or b""))
+    return render_card(
+        job=plan.job,
+        model=plan.model,
+        files=[(file.name, file.num_rows, file.sha256) for file in plan.dataset.files],
+        manifest=summary,
+        schema=first.schema,
+        samples=first.select(CARD_SAMPLE).slice(0, 8).to_pylist(),
+        num_retries=0,
+    )
+
+
+def render_card(**facts: Any) -> str:
+    """The data card, `README.md`, of these facts: what the template names."""
+    facts |= {"meanings": MEANINGS, "size_category": _size_category}
     templates = Environment(
         loader=PackageLoader("pipeline"),
         undefined=StrictUndefined,
@@ -287,14 +303,13 @@ def _card(folder: Folder, plan: Plan, summary: dict[str, Any]) -> str:
         lstrip_blocks=True,
         autoescape=False,
     )
-    return templates.get_template("card.md.j2").render(
-        job=plan.job,
-        model=plan.model,
-        files=plan.dataset.files,
-        manifest=summary,
-        schema=first.schema,
-        samples=first.select(["row_id", "strategy", "prompt", "text"]).slice(0, 8).to_pylist(),
-    )
+    return templates.get_template("card.md.j2").render(facts)
+
+
+def _size_category(num_rows: int) -> str:
+    """As the hub names sizes of data sets."""
+    names = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B"]
+    return names[min(max(0, len(str(num_rows)) - 3), len(names) - 1)]
 
 
 def to_json(value: Any) -> bytes:

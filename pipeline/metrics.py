@@ -17,6 +17,19 @@ Sums = dict[str, Any]
 
 RANK_BINS = (1, 10, 100, 1000)  # GLTR's, with rank 1 apart; the last bin is open
 
+SUMMED = [
+    "strategy",
+    "status",
+    "error_type",
+    "finish_reason",
+    "num_prompt_tokens",
+    "num_generated_tokens",
+    "token_logprobs",
+    "sampling_logprobs",
+    "entropies",
+    "token_ranks",
+]
+
 
 def part_sums(table: pa.Table) -> dict[str, Sums]:
     """Sums per strategy of a part, in the order in which strategies first occur."""

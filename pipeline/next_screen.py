@@ -1,8 +1,4 @@
-"""How next-token candidates look: side by side with bars on a terminal, tab-separated elsewhere.
-
-Pieces of text hide nothing and do nothing: a space is `·`, control characters are pictures, and bytes that are only
-part of a character are written as `⟨E2 82⟩`.
-"""
+"""How next-token candidates look: side by side with bars on a terminal, tab-separated elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import io
 import math
 import re
 import sys
-import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,13 +15,13 @@ from rich.console import Console, Group
 from rich.table import Column, Table
 from rich.text import Text
 
+from pipeline import painting
 from pipeline.next_tokens import Candidate, NextTokens, Prediction, Shared, Shift
 from pipeline.terminal import print_table, visible
 
 GAP = 3  # blanks between blocks
 MAX_TOKEN, MIN_BAR, MAX_BAR = 24, 5, 40  # cells
 MIN_WITH_IDS = 56  # below this width the table of shared candidates leaves ids out
-BYTES_OR_CHARACTER = re.compile(r"[\udc80-\udcff]+|.", re.DOTALL)  # surrogates: bytes that are not UTF-8
 EDGE_BLANKS = re.compile(r"^ +| +$")
 
 
@@ -42,21 +37,7 @@ def print_answer(answer: NextTokens) -> None:
 
 def piece(candidate: Candidate) -> str:
     """What a token adds to a text, or the name of a token that adds nothing."""
-    if not candidate.token_bytes:
-        return visible(candidate.token or "⟨no token⟩")
-    text = candidate.token_bytes.decode("utf-8", "surrogateescape")
-    return BYTES_OR_CHARACTER.sub(_shown, text)
-
-
-def _shown(match: re.Match[str]) -> str:
-    part = match[0]
-    if "\udc80" <= part[0] <= "\udcff":
-        return f"⟨{part.encode('utf-8', 'surrogateescape').hex(' ').upper()}⟩"
-    if part == " ":
-        return "·"
-    if part == "·" or unicodedata.category(part) == "Zs":
-        return f"⟨U+{ord(part):04X}⟩"
-    return visible(part)
+    return painting.piece(candidate.token_bytes, candidate.token)
 
 
 def _print_plain(answer: NextTokens) -> None:

@@ -1,60 +1,46 @@
-"""The first rows of a run as people want to see them: text, or candidates with percentages where there is no text."""
+"""The first rows of a job, computed here and now: to see what a run would give before it is started.
+
+The whole job is planned and checked as for a run; nothing is written, and Ray is not started.
+"""
 
 from __future__ import annotations
 
-from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pipeline.config import Job
+from pipeline.dataset import read
+from pipeline.in_process import generated
+from pipeline.plan import make_plan
+from pipeline.recorded import Vocabulary
+from pipeline.shard import EngineMaker, make_engine
+from pipeline.storage import LocalFolder
 
-from pipeline.errors import InputError
-from pipeline.manifest import VOCABULARY, finished_keys
-from pipeline.storage import Folder
-
-COLUMNS = ["row_id", "strategy", "sample_index", "prompt", "text", "finish_reason", "error_type", "error_message"]
-NUM_CANDIDATES = 5
+Row = dict[str, Any]
 
 
-def first_rows(folder: Folder, num_rows: int) -> list[dict[str, Any]]:
-    """First rows of a run, finished or not, with `ended_by` added.
+class Preview(NamedTuple):
+    """Output rows of the first input rows, and how many input rows there are in all."""
+
+    rows: list[Row]
+    vocabulary: Vocabulary
+    num_input_rows: int
+
+
+def preview(job: Job, num_rows: int, engine_maker: EngineMaker = make_engine) -> Preview:
+    """Compute the first rows of a job.
+
+    Args:
+        job: as for a run; its output folder is not looked at.
+        num_rows: most input rows.
+        engine_maker: makes the engine.
 
     Raises:
-        InputError: the folder holds no parts.
+        ConfigError, InputError, ModelError: whatever would make the run fail.
     """
-    parts = sorted(finished_keys(folder))
-    if not parts:
-        raise InputError(f"{folder.name} holds no parts yet. Give the output folder of a run.")
-    batches = (
-        batch
-        for part in parts
-        for batch in pq.ParquetFile(pa.BufferReader(folder.read(part) or b"")).iter_batches(
-            num_rows, columns=[*COLUMNS, "top_token_ids", "top_probs"]
-        )
-    )
-    try:
-        rows: list[dict[str, Any]] = list(islice((row for batch in batches for row in batch.to_pylist()), num_rows))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"a part of {folder.name} cannot be read: {error}") from error
-    pieces = _pieces(folder)
-    for row in rows:
-        token_ids, probs = row.pop("top_token_ids"), row.pop("top_probs")
-        if row["text"] is None and token_ids and pieces:
-            row["text"] = candidates([pieces[token_id] for token_id in token_ids[0]], probs[0])
-        row["ended_by"] = row["finish_reason"] or f"error: {row['error_type']}"
-    return rows
-
-
-def candidates(pieces: list[str], probs: list[float]) -> str:
-    """Most probable next tokens with their probabilities, as `" line" 17 %, " street" 16 %`."""
-    shown = list(zip(pieces, probs, strict=True))[:NUM_CANDIDATES]
-    return ", ".join(f'"{piece}" {100 * prob:.1f} %' for piece, prob in shown)
-
-
-def _pieces(folder: Folder) -> list[str]:
-    """Text of every token id; empty while the run is unfinished and has no vocabulary yet."""
-    stored = folder.read(VOCABULARY)
-    if stored is None:
-        return []
-    table = pq.read_table(pa.BufferReader(stored), columns=["token", "bytes"]).to_pylist()
-    return [row["bytes"].decode("utf-8", "replace") or row["token"] or "" for row in table]
+    plan = make_plan(job)
+    setup = plan.setup(LocalFolder(Path.cwd()))
+    rows = read(plan.dataset, 0, min(num_rows, plan.dataset.num_rows))
+    table = generated(rows, setup, plan.tokenizer, engine_maker(setup, plan.tokenizer))
+    vocabulary = Vocabulary(plan.tokenizer.tokens, plan.tokenizer.token_bytes)
+    return Preview(table.to_pylist(), vocabulary, plan.dataset.num_rows)

@@ -42,6 +42,12 @@ class Vocabulary(NamedTuple):
     tokens: Sequence[str | None]
     token_bytes: Sequence[bytes]
 
+    @property
+    def texts(self) -> list[str]:
+        """Text of each token, with U+FFFD for what is only part of a character; the name of one that adds none."""
+        both = zip(self.token_bytes, self.tokens, strict=True)
+        return [data.decode("utf-8", "replace") or token or "" for data, token in both]
+
 
 @dataclass(frozen=True)
 class Recorded:

@@ -72,12 +72,7 @@ def replay(
     """
     run = open_run(path)
     stored = find_rows(run, row_id)
-    wanted = [
-        row for row in stored if strategy in (None, row["strategy"]) and sample_index in (None, row["sample_index"])
-    ]
-    if not wanted:
-        there = ", ".join(f"`{row['strategy']}` sample {row['sample_index']}" for row in stored)
-        raise InputError(f"row `{row_id}` has no strategy `{strategy}` with sample {sample_index}; it has {there}.")
+    wanted = chosen(stored, strategy, sample_index)
     if all(row["status"] == "error" for row in wanted):
         raise InputError(
             f"row `{row_id}` holds errors alone here, so there is nothing to replay: {wanted[0]['error_message']}. "
@@ -105,6 +100,23 @@ def find_rows(run: Recorded, row_id: str) -> list[Row]:
         f"no part of {run.folder.name} has row `{row_id}`. Ids are in column row_id; without input.id_column they are "
         "made of file name and position, as `prompts.parquet:17`."
     )
+
+
+def chosen(rows: list[Row], strategy: str | None, sample_index: int | None) -> list[Row]:
+    """Of the output rows of an input row those of a strategy and a sample; None for all.
+
+    Raises:
+        InputError: there are none.
+    """
+    wanted = [
+        row for row in rows if strategy in (None, row["strategy"]) and sample_index in (None, row["sample_index"])
+    ]
+    if not wanted:
+        there = ", ".join(f"`{row['strategy']}` sample {row['sample_index']}" for row in rows)
+        asked = f"strategy `{strategy}`" if strategy is not None else "strategy"
+        sample = f" with sample {sample_index}" if sample_index is not None else ""
+        raise InputError(f"row `{rows[0]['row_id']}` has no {asked}{sample}; it has {there}.")
+    return wanted
 
 
 def _shards_of(run: Recorded, row_id: str) -> Iterator[Shard]:

@@ -4,6 +4,35 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+MEANINGS = {
+    "row_id": "the row's key",
+    "row_index": "its position in the whole input",
+    "strategy": "name of the strategy",
+    "sample_index": "the sample, or the beam's rank, from 0",
+    "status": "`ok` or `error`",
+    "error_type": "what kind of error, null when ok",
+    "error_message": "why, in a sentence",
+    "prompt": "text that was completed",
+    "text": "token_ids as text, without special tokens, cut before a matched stop string",
+    "prompt_token_ids": "the prompt as it was fed",
+    "token_ids": "tokens generated or scored, EOS or stop token included",
+    "finish_reason": "`eos`, `stop`, `length`, `context` or `scored`",
+    "stop_match": "stop string or token that matched",
+    "num_prompt_tokens": "entries of prompt_token_ids",
+    "num_generated_tokens": "entries of token_ids",
+    "token_logprobs": "log-probability of each token in the model's own distribution, in nats",
+    "sampling_logprobs": "the same in the distribution it was drawn from",
+    "token_ranks": "rank of each token in the model's own distribution, from 1",
+    "entropies": "of the model's own distribution at each step, in nats",
+    "top_token_ids": "most probable tokens of each step",
+    "top_probs": "their probabilities",
+    "cumulative_logprob": "sum of token_logprobs",
+    "sequence_score": "beam score after length penalty",
+    "perplexity": "exp(-cumulative_logprob / num_generated_tokens)",
+    "prompt_logprobs": "log-probability of each token of the prompt, the first null",
+    "seed": "of the row; with the job file enough to generate it again",
+}
+
 
 def output_schema(kept: pa.Schema) -> pa.Schema:
     """Arrow schema of a part: the declared columns, then the kept ones. Plain types only, parallel lists."""

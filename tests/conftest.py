@@ -16,7 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline import job
+from pipeline.jobfile import load_job
 from tests.forgery import run_demo
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,3 +32,13 @@ def _one_thread() -> None:
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a run with every kind of row; not to be changed."""
     return run_demo(tmp_path_factory.mktemp("sound"))
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of jobs/demo.yaml; not to be changed."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        job.run(load_job("jobs/demo.yaml", [f"output.path={folder}"]), job.here)
+    return folder

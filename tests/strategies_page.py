@@ -17,8 +17,7 @@ from ruamel.yaml import YAML
 from pipeline import job
 from pipeline.jobfile import parse_job
 from pipeline.jobfile_schema import in_words, strategy_types
-from pipeline.preview import first_rows
-from pipeline.storage import open_folder
+from pipeline.results import open_run
 from tests.flows import read_output, write_prompts
 
 PAGE = Path(__file__).parent.parent / "docs" / "strategies.md"
@@ -60,7 +59,7 @@ def samples(strategies: list[dict[str, Any]]) -> dict[str, str]:
         values = {"input": {"path": str(source), "id_column": "id"}, "output": {"path": str(output)}}
         job.run(parse_job({"model": "demo", "seed": 70, "strategies": strategies, **values}), job.here)
         rows = read_output(output).to_pylist()
-        texts = [row["text"] for row in first_rows(open_folder(str(output)), len(rows))]
+        texts = [row["text"] for row in open_run(output).head(len(rows))]
     shown: dict[str, str] = {}
     for row, text in zip(rows, texts, strict=True):
         line = f"{row['sample_index']} {text}  ({row['finish_reason']}, {_score(row)})\n"

@@ -95,13 +95,13 @@ def test_the_demo_job_runs_resumes_as_finished_and_shows_its_completions(tmp_pat
     assert again.returncode == 0
     assert again.stdout.startswith("already finished, nothing to do · 511 rows")
     shown = batchgen("head", tmp_path / "out", "-n", "3", "--json")
-    rows = [json.loads(line) for line in shown.stdout.splitlines()]
+    rows = json.loads(shown.stdout)["rows"]
     assert [row["strategy"] for row in rows] == ["greedy", "no_repeats", "nucleus"]
     table = pq.read_table(tmp_path / "out" / "data").to_pylist()
     assert rows[0]["text"] == table[0]["text"]
-    everything = batchgen("head", tmp_path / "out", "-n", "600", "--json").stdout.splitlines()
+    everything = json.loads(batchgen("head", tmp_path / "out", "-n", "600", "--json").stdout)["rows"]
     assert len(everything) == 511
-    places = next(row for row in map(json.loads, everything) if row["strategy"] == "candidates")
+    places = next(row for row in everything if row["strategy"] == "candidates")
     assert places["text"].count(" %") == 5
     lines = batchgen("head", tmp_path / "out", "-n", "3").stdout.splitlines()
     assert lines[0] == "row_id\tstrategy\t#\tprompt\ttext\tended by"
@@ -277,7 +277,7 @@ def test_the_notebook_job_shows_what_a_tutorial_does(tmp_path: Path, monkeypatch
     rows = pq.read_table(tmp_path / "data").to_pylist()
     assert all(row["num_prompt_tokens"] + row["num_generated_tokens"] <= 40 for row in rows if row["strategy"] in DRAWN)
     assert all(rank <= 10 for row in rows if row["strategy"] == "top-k" for rank in row["token_ranks"])
-    shown = [json.loads(line) for line in batchgen("head", tmp_path, "-n", "36", "--json").stdout.splitlines()]
+    shown = json.loads(batchgen("head", tmp_path, "-n", "36", "--json").stdout)["rows"]
     assert {row["row_id"]: row["text"] for row in shown if row["strategy"] == "candidates"} == NEXT
     for row_id, texts in NOTEBOOK.items():
         of_row = {row["strategy"]: row["text"] for row in shown if row["row_id"] == row_id}

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,9 +61,14 @@ def screen(answer: NextTokens, width: int, encoding: str = "utf-8") -> list[str]
 
 def on_terminal(answer: NextTokens) -> str:
     """What `print_answer` writes to a pseudo-terminal."""
+    return on_terminal_of(lambda: print_answer(answer))
+
+
+def on_terminal_of(say: Callable[[], None]) -> str:
+    """What a call writes to a pseudo-terminal; it must fit the terminal's buffer."""
     leader, follower = pty.openpty()
     with open(follower, "w", encoding="utf-8") as terminal, contextlib.redirect_stdout(terminal):
-        print_answer(answer)
+        say()
     return drained(leader)
 
 

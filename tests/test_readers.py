@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,6 +25,7 @@ import pytest
 
 from pipeline.schema import output_schema
 from pipeline.writer import build_table, encode_part
+from tests.reading_page import block
 from tests.test_writer import hand_made_rows, hand_made_table, kept_columns
 
 Rows = list[dict[str, Any]]
@@ -30,19 +33,29 @@ Rows = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder with only `data/`: two parts, the second with strategies that the first does not have."""
-    data = tmp_path_factory.mktemp("out") / "data"
-    data.mkdir()
-    rows, kept = hand_made_rows(), kept_columns()
-    for number, strategy in enumerate(("draw", "beam")):
-        part = build_table([row for row in rows if row.strategy == strategy], kept)
-        (data / f"part-{number:05d}.parquet").write_bytes(encode_part(part, {"batchgen.schema_version": "1"}))
-    return data.parent
+    """An output folder with only `data/`."""
+    return write_hand_made(tmp_path_factory.mktemp("out"))
 
 
 @pytest.fixture(scope="module")
 def written() -> Rows:
     """The rows of both parts, in order."""
+    return hand_made_in_parts()
+
+
+def write_hand_made(folder: Path) -> Path:
+    """Write `data/` with two parts, the second with strategies that the first does not have."""
+    (folder / "data").mkdir()
+    rows, kept = hand_made_rows(), kept_columns()
+    for number, strategy in enumerate(("draw", "beam")):
+        part = build_table([row for row in rows if row.strategy == strategy], kept)
+        data = encode_part(part, {"batchgen.schema_version": "1"})
+        (folder / "data" / f"part-{number:05d}.parquet").write_bytes(data)
+    return folder
+
+
+def hand_made_in_parts() -> Rows:
+    """The rows of these parts, in order."""
     rows = hand_made_table().to_pylist()
     return [row for strategy in ("draw", "beam") for row in rows if row["strategy"] == strategy]
 
@@ -131,6 +144,46 @@ def test_datasets_reads_every_value_of_a_folder_with_only_data(folder: Path, tmp
     assert_same(streamed, written)
 
 
+SPARK = """
+import pickle, sys, warnings
+warnings.simplefilter("ignore")
+from pyspark.sql import SparkSession
+settings = {
+    "spark.ui.enabled": "false",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.sql.files.openCostInBytes": "0",
+    "spark.sql.shuffle.partitions": "1",
+    "spark.sql.warehouse.dir": sys.argv[2],
+}
+builder = SparkSession.builder.master("local[1]").config(map=settings)
+session = builder.getOrCreate()
+rows = session.read.parquet(sys.argv[1] + "/data")
+rows.createOrReplaceTempView("completions")
+whole = [row.asDict(recursive=True) for row in rows.orderBy("row_index", "sample_index").collect()]
+long = [tuple(row) for row in session.sql(sys.argv[3]).collect()]
+sys.stdout.buffer.write(b"ROWS" + pickle.dumps((whole, long)))
+"""
+
+
+def test_spark_reads_every_value(folder: Path, written: Rows, tmp_path: Path) -> None:
+    pytest.importorskip("pyspark", reason="pip install 'batchgen[spark]' was not done")
+    if shutil.which("java") is None:
+        pytest.skip("Spark needs a Java runtime")
+    query = block("Spark")
+    command = [sys.executable, "-c", SPARK, str(folder), str(tmp_path), query]
+    environment = os.environ | {"TZ": "UTC", "PYARROW_IGNORE_TIMEZONE": "1"}
+    output = subprocess.run(command, capture_output=True, check=True, env=environment, cwd=tmp_path).stdout
+    whole, long = pickle.loads(output.partition(b"ROWS")[2])
+
+    def place(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["row_index"], row["sample_index"], row["strategy"]
+
+    assert_same(sorted(whole, key=place), sorted(written, key=place))
+    assert sorted(long) == sorted(long_form(written))
+
+
 def test_each_reader_groups_by_strategy_over_parts(folder: Path) -> None:
     """Arrow dictionary columns would fail here in pyarrow, as each part has its own."""
     path = folder / "data"
@@ -143,24 +196,27 @@ def test_each_reader_groups_by_strategy_over_parts(folder: Path) -> None:
     assert pd.read_parquet(path).groupby("strategy").size().to_dict() == {"draw": 5, "beam": 2}
 
 
-LONG = """
-WITH steps AS (
-    SELECT row_id, sample_index, generate_subscripts(token_ids, 1) - 1 AS step,
-           unnest(top_token_ids) AS ids, unnest(top_probs) AS probs
-    FROM '{path}' WHERE status = 'ok'
-)
-SELECT row_id, sample_index, step, generate_subscripts(ids, 1) - 1 AS rank, unnest(ids) AS token_id,
-       unnest(probs) AS prob
-FROM steps ORDER BY ALL
-"""
-
-
-def test_parallel_lists_unfold_into_one_row_per_step_and_alternative(folder: Path) -> None:
-    with duckdb.connect() as connection:
-        rows = connection.sql(LONG.format(path=folder / "data" / "part-00000.parquet")).fetchall()
-    assert rows == [
-        ("r0", sample, step, rank, (7, 8)[rank], 0.5 ** (2 * step + rank + 1))
-        for sample in (0, 1)
-        for step in (0, 1)
-        for rank in (0, 1)
+def long_form(rows: Rows) -> list[tuple[Any, ...]]:
+    """Row id, strategy, sample, step, rank, token id and probability of every alternative, in plain Python."""
+    return [
+        (row["row_id"], row["strategy"], row["sample_index"], step, rank, token_id, prob)
+        for row in rows
+        for step, (ids, probs) in enumerate(zip(row["top_token_ids"] or [], row["top_probs"] or [], strict=True))
+        for rank, (token_id, prob) in enumerate(zip(ids, probs, strict=True), start=1)
     ]
+
+
+def test_parallel_lists_unfold_into_one_row_per_step_and_alternative(folder: Path, written: Rows) -> None:
+    """By the queries of docs/reading.md, in each tool that it has one for."""
+    with duckdb.connect() as connection:
+        rows = connection.sql(block("DuckDB").replace("out/demo", str(folder))).fetchall()
+    assert sorted(rows) == sorted(long_form(written))
+    for tool in ("Polars", "pandas"):
+        names: dict[str, Any] = {}
+        exec(block(tool).replace("out/demo", str(folder)), names)
+        rows = names["long"].rows() if tool == "Polars" else list(names["long"].itertuples(index=False, name=None))
+        assert sorted(map(plain_row, rows)) == sorted(long_form(written)), tool
+
+
+def plain_row(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(plain(value) for value in row)
