@@ -36,6 +36,7 @@ bench: $(VENV)/.ready  ## ratios against peers, overhead and memory of the flow,
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.flow
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.scale
 
 $(VENV)/.ready: pyproject.toml constraints.txt

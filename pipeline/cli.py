@@ -192,6 +192,45 @@ def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, a
             sys.exit(EXIT_WRONG)
 
 
+@main.command()
+@click.argument("folder", metavar="OUT")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True, metavar="FILE"
+)
+@click.option(
+    "--prompts",
+    "num_prompts",
+    type=click.IntRange(min=1),
+    default=400,
+    show_default=True,
+    metavar="N",
+    help="Most prompts to show; the metrics are of all rows.",
+)
+@click.option("--row-id", "row_ids", metavar="ID", multiple=True, help="Show this prompt in any case; may be repeated.")
+@click.option("--baseline", metavar="NAME", help="Strategy to compare with; default: the first greedy one.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+def report(
+    folder: str, output: Path, num_prompts: int, row_ids: tuple[str, ...], baseline: str | None, force: bool
+) -> None:
+    """Write a run, finished or not, as one HTML file that opens anywhere, offline.
+
+    \b
+    batchgen report out/demo
+    batchgen report out/demo -o demo.html --prompts 1000 --row-id skip-00
+
+    Metrics per strategy over all rows, and completions side by side with every token coloured by rank, probability or
+    entropy. Docs: docs/report.md.
+    """
+    with exit_codes():
+        from pipeline.report import write_report
+
+        written = write_report(
+            folder, output, num_prompts=num_prompts, row_ids=row_ids, baseline=baseline, may_replace=force
+        )
+        shown = f"{written.num_shown:,} of {written.num_prompts:,} prompts"
+        click.echo(f"{written.path} · {written.num_bytes / 1e6:.1f} MB · {shown}")
+
+
 @main.command("retry-errors")
 @click.argument("folder", metavar="OUT")
 @click.option("--error-type", "error_types", metavar="TYPE", multiple=True, help="Only errors of this type.")
