@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test chaos fuzz fuzz-inputs oracle lint bench clean
+.PHONY: demo test chaos fuzz fuzz-inputs oracle lint bench peers clean
 
 demo: $(VENV)/.ready  ## run jobs/demo.yaml on a local Ray and show what came out
 	$(BIN)/batchgen run jobs/demo.yaml
@@ -32,12 +32,11 @@ lint: $(VENV)/.ready  ## format, lint, types
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-bench: $(VENV)/.ready  ## ratios against peers, overhead and memory of the flow, very long jobs
-	$(BIN)/python -m benchmarks.engine
-	$(BIN)/python -m benchmarks.flow
-	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.report
-	$(BIN)/python -m benchmarks.scale
+BENCHMARKS = limit uniform ragged recording shared_prefill beams pipeline growth flow memory report scale
+bench: $(VENV)/.ready  ## speed beside peers and the machine's limit, for hours; one piece e.g. BENCHMARKS=uniform
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+peers: .vllm/.ready .ctranslate2/.ready .oracle/.ready  ## environments of the programs that `bench` compares with
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,5 +48,15 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	.oracle/bin/python -m pip install --quiet --constraint tests/oracle/constraints.txt torch transformers numpy
 	touch $@
 
-clean:  ## remove the environments and the demo's output
-	rm -rf $(VENV) .oracle out/demo
+.vllm/.ready: benchmarks/peers/vllm.txt
+	$(PYTHON) -m venv .vllm
+	.vllm/bin/python -m pip install --quiet --no-deps --requirement benchmarks/peers/vllm.txt
+	touch $@
+
+.ctranslate2/.ready: benchmarks/peers/ctranslate2.txt
+	$(PYTHON) -m venv .ctranslate2
+	.ctranslate2/bin/python -m pip install --quiet --no-deps --requirement benchmarks/peers/ctranslate2.txt
+	touch $@
+
+clean:  ## remove the environments and what was made with them
+	rm -rf $(VENV) .oracle .vllm .ctranslate2 out/demo out/benchmarks

@@ -1,6 +1,6 @@
 """What the pipeline costs per row: a job with an engine that answers at once, through Ray and in one process.
 
-    python -m benchmarks.flow [--rows 100000] [--replicas 2] [--repeats 3]
+    python -m benchmarks.flow [--rows 100000] [--replicas 2] [--pairs 5] [--quick]
     python -m benchmarks.flow --profile        where the time goes, in one process
 
 Every run is a whole one: plan, Ray started and stopped, input read, prompts tokenised, parts encoded, flushed to disk
@@ -9,7 +9,6 @@ and published, manifest. Two rates come of it, and `Timeline` says what is in ea
 
 from __future__ import annotations
 
-import argparse
 import cProfile
 import pstats
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.command import options
 from benchmarks.machine import machine, write_result
 from benchmarks.noop import NUM_TOKENS, PROMPT_CHARACTERS, make_noop_engine, noop_job, write_input
 from pipeline.cluster import RayExecutor
@@ -27,6 +27,14 @@ from pipeline.config import Job
 from pipeline.job import Executor, Run, here, run
 from pipeline.shard import Part
 from pipeline.tally import Listed
+
+QUICK_ROWS = 20
+RATES = (
+    ("ray", "whole_run", "run_s"),
+    ("ray", "working", "work_s"),
+    ("in_process", "working", "work_s"),
+    ("in_process", "per_cpu_s", "cpu_s"),
+)
 
 
 @dataclass(slots=True)
@@ -84,15 +92,15 @@ def timed_run(job: Job, execute: Executor) -> tuple[Run, Timeline]:
     return finished, timeline
 
 
-def measure(rows: int, replicas: int, repeats: int) -> dict[str, Any]:
-    """Alternate runs through Ray and in this process; rates are medians over the repeats."""
+def measure(rows: int, replicas: int, pairs: int, *, with_ray: bool = True) -> dict[str, Any]:
+    """Alternate runs through Ray and in this process; rates are medians."""
     conditions = machine()
-    runs: dict[str, list[dict[str, float]]] = {"ray": [], "in_process": []}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in (["ray"] if with_ray else []) + ["in_process"]}
     shard_rows = 0
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "input.parquet"
         write_input(source, rows)
-        for repeat in range(repeats):
+        for repeat in range(pairs):
             for name, seconds in runs.items():
                 job = noop_job(source, Path(folder) / f"{name}-{repeat}", replicas)
                 finished, timeline = timed_run(job, RayExecutor(job.run) if name == "ray" else here)
@@ -106,10 +114,7 @@ def measure(rows: int, replicas: int, repeats: int) -> dict[str, Any]:
         "prompt_characters": PROMPT_CHARACTERS,
         "new_tokens": NUM_TOKENS,
         "rows_per_s": {
-            "ray_whole_run": _rate(rows, runs["ray"], "run_s"),
-            "ray_working": _rate(rows, runs["ray"], "work_s"),
-            "in_process_working": _rate(rows, runs["in_process"], "work_s"),
-            "in_process_per_cpu_s": _rate(rows, runs["in_process"], "cpu_s"),
+            f"{name}_{label}": _rate(rows, runs[name], stage) for name, label, stage in RATES if name in runs
         },
         "runs": runs,
     }
@@ -135,24 +140,20 @@ def _rate(rows: int, runs: Sequence[dict[str, float]], stage: str) -> int:
     return round(rows / median(seconds[stage] for seconds in runs))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Parse arguments, measure, print."""
-    parser = argparse.ArgumentParser(description="Rows per second of the pipeline with a no-op engine.")
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--replicas", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--profile", action="store_true", help="profile one process instead")
-    arguments = parser.parse_args()
-    if arguments.profile:
-        profile(arguments.rows)
+    chosen = options(__doc__ or "", arguments, numbers={"rows": 100_000, "replicas": 2}, flags=["profile"])
+    rows = QUICK_ROWS if chosen.quick else chosen.rows
+    if chosen.profile:
+        profile(rows)
         return
-    result = measure(arguments.rows, arguments.replicas, arguments.repeats)
+    result = measure(rows, chosen.replicas, chosen.pairs, with_ray=not chosen.quick)
     for name, runs in result["runs"].items():
         for seconds in runs:
             print(f"{name:10}", "  ".join(f"{stage} {value:.2f}" for stage, value in seconds.items()))
     for name, rate in result["rows_per_s"].items():
         print(f"{name:22} {rate:>8,} rows/s")
-    print(write_result("flow", result))
+    print(write_result("flow", result, chosen.quick))
 
 
 if __name__ == "__main__":

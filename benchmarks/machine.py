@@ -9,8 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.models import FOLDER
 from pipeline.plan import LIBRARIES
 
+SIMD = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -23,6 +25,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _proc_field(Path("/proc/cpuinfo"), "model name") or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
+        "simd": [flag for flag in SIMD if flag in _proc_field(Path("/proc/cpuinfo"), "flags").split()],
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "load_1min": round(os.getloadavg()[0], 2),
@@ -38,10 +41,16 @@ def peak_bytes(pid: int) -> int:
         return 0
 
 
-def write_result(name: str, values: dict[str, Any]) -> Path:
+def result_path(name: str, quick: bool = False) -> Path:
+    """Where a file of a result goes: into `results/`, or away from it where the numbers mean nothing."""
+    folder = FOLDER / "quick" if quick else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def write_result(name: str, values: dict[str, Any], quick: bool = False) -> Path:
     """Keep a result as `results/NAME.json`, in place of the last one."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = result_path(f"{name}.json", quick)
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return path
 

@@ -1,6 +1,6 @@
 """Peak memory of the driver and of each replica for N rows and for ten times as many; both should be the same.
 
-    python -m benchmarks.memory [--rows 20000] [--replicas 2]
+    python -m benchmarks.memory [--rows 20000] [--replicas 2] [--quick]
 
 The engine is the no-op one, so what is seen is the pipeline's. Each run has a driver process of its own, because a peak
 never goes down; the driver reads the replicas' peaks from /proc whenever a part is reported, the last one included.
@@ -9,7 +9,6 @@ Both inputs have row groups of one size, because a row group, not the file, is w
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import tempfile
@@ -19,14 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import options
 from benchmarks.machine import machine, peak_bytes, write_result
 from benchmarks.noop import make_registered_engine, noop_job, write_input
 from pipeline.cluster import RayExecutor
-from pipeline.job import run
+from pipeline.job import here, run
 from pipeline.shard import Part
 from pipeline.tally import Listed
 
 TIMES = 10
+QUICK_ROWS = 20
 ROW_GROUP_ROWS = 10_000
 
 
@@ -47,13 +48,14 @@ class PeakWatch:
             self.peaks[pid] = max(self.peaks.get(pid, 0), peak_bytes(pid))
 
 
-def peaks_of_a_run(source: Path, folder: Path, replicas: int) -> dict[str, Any]:
-    """Peaks in bytes of a driver, which is this process, and of its replicas."""
+def peaks_of_a_run(source: Path, folder: Path, replicas: int, with_ray: bool) -> dict[str, Any]:
+    """Peaks in bytes of a driver, which is this process, and of its replicas; without Ray both are the same."""
     registry = folder / "registry"
     registry.mkdir(parents=True)
     watch = PeakWatch(registry)
     job = noop_job(source, folder / "out", replicas)
-    finished = run(job, RayExecutor(job.run), watch, partial(make_registered_engine, registry=registry))
+    execute = RayExecutor(job.run) if with_ray else here
+    finished = run(job, execute, watch, partial(make_registered_engine, registry=registry))
     return {
         "rows": finished.manifest["totals"]["rows"],
         "parts": len(finished.manifest["parts"]),
@@ -62,7 +64,7 @@ def peaks_of_a_run(source: Path, folder: Path, replicas: int) -> dict[str, Any]:
     }
 
 
-def measure(rows: int, replicas: int) -> dict[str, Any]:
+def measure(rows: int, replicas: int, *, with_ray: bool = True) -> dict[str, Any]:
     """Peaks of a run over `rows` and of one over ten times as many."""
     conditions = machine()
     runs = []
@@ -71,7 +73,8 @@ def measure(rows: int, replicas: int) -> dict[str, Any]:
             source = Path(folder) / f"{num_rows}.parquet"
             write_input(source, num_rows, ROW_GROUP_ROWS)
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-                runs.append(fresh.submit(peaks_of_a_run, source, Path(folder) / str(num_rows), replicas).result())
+                arguments = (source, Path(folder) / str(num_rows), replicas, with_ray)
+                runs.append(fresh.submit(peaks_of_a_run, *arguments).result())
     few, many = runs
     return {
         "machine": conditions,
@@ -85,19 +88,16 @@ def measure(rows: int, replicas: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Parse arguments, measure, print."""
-    parser = argparse.ArgumentParser(description="Peak memory of the pipeline with a no-op engine.")
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--replicas", type=int, default=2)
-    arguments = parser.parse_args()
-    result = measure(arguments.rows, arguments.replicas)
+    chosen = options(__doc__ or "", arguments, numbers={"rows": 20_000, "replicas": 2})
+    result = measure(QUICK_ROWS if chosen.quick else chosen.rows, chosen.replicas, with_ray=not chosen.quick)
     print(f"{'rows':>10} {'parts':>6} {'driver MiB':>11}  replicas MiB")
     for each in result["runs"]:
         replicas = "  ".join(f"{peak / 2**20:.1f}" for peak in each["replica_bytes"])
         print(f"{each['rows']:>10,} {each['parts']:>6} {each['driver_bytes'] / 2**20:>11.1f}  {replicas}")
     print(f"{'ratio':>10} {'':>6} {result['ratio']['driver']:>11.3f}  {result['ratio']['replica']:.3f}")
-    print(write_result("memory", result))
+    print(write_result("memory", result, chosen.quick))
 
 
 if __name__ == "__main__":

@@ -60,17 +60,20 @@ def make_registered_engine(setup: Setup, tokenizer: Tokenizer, *, registry: Path
     return NoopEngine()
 
 
-def write_input(path: Path, rows: int, row_group_rows: int | None = None, seed: int = 0) -> None:
-    """A Parquet file with columns `id` and `prompt`, text of 40 characters.
+def write_input(
+    path: Path, rows: int, row_group_rows: int | None = None, *, characters: int = PROMPT_CHARACTERS, seed: int = 0
+) -> None:
+    """A Parquet file with columns `id` and `prompt`, text of so many characters.
 
     Args:
         path: of the file.
         rows: in it.
         row_group_rows: rows per row group; None for pyarrow's own choice, a million.
+        characters: of each prompt.
         seed: of the text.
     """
     rng, words = random.Random(seed), TEXT.split()
-    prompts = [" ".join(rng.choices(words, k=PROMPT_CHARACTERS // 2))[:PROMPT_CHARACTERS] for _ in range(rows)]
+    prompts = [" ".join(rng.choices(words, k=characters // 2))[:characters] for _ in range(rows)]
     table = pa.table({"id": [f"row-{row:07d}" for row in range(rows)], "prompt": prompts})
     pq.write_table(table, path, row_group_size=row_group_rows)
 

@@ -86,7 +86,11 @@ class OutputConfig(Frozen):
 
 
 class RunConfig(Frozen):
-    """How the work is spread. Nothing here but `shard_rows` can change a byte of the output."""
+    """How the work is spread.
+
+    Only `shard_rows`, `batch_rows` and `cache_gib` can change a byte of the output: products of other shapes round
+    differently.
+    """
 
     replicas: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default="auto", description="Copies of the model; auto: one per GPU, else one per CPU core."
@@ -96,6 +100,12 @@ class RunConfig(Frozen):
     )
     shard_rows: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default="auto", description="Input rows per shard, which is one unit of work, retry and output file."
+    )
+    batch_rows: int = Field(default=128, ge=1, description="Most rows that a replica decodes together.")
+    cache_gib: float = Field(
+        default=2.0,
+        gt=0,
+        description="Most GiB of keys and values in a replica; one prompt with its beams always fits.",
     )
     max_error_rate: float = Field(
         default=0.05, ge=0, le=1, description="Share of error rows above which the job stops and exits with 3."

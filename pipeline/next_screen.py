@@ -142,7 +142,8 @@ def _block(number: str, prediction: Prediction, layout: Layout) -> Group:
         *([Column("", width=layout.bar)] if layout.bar else []),
     )
     for one in prediction.candidates:
-        bar = [Bar(layout.largest, 0, one.prob, width=layout.bar, color="cyan")] if layout.bar else []
+        share = round(one.prob / layout.largest, 6)  # or the longest bar may be an eighth short
+        bar = [Bar(1, 0, share, width=layout.bar, color="cyan")] if layout.bar else []
         table.add_row(str(one.rank), Text(piece(one)), str(one.token_id), _percent(one.prob, layout.decimals), *bar)
     length = len(prediction.prompt_token_ids)
     about = f"{length} token{'s' * (length > 1)} · entropy {prediction.entropy:.3g}"

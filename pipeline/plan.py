@@ -78,6 +78,7 @@ class Plan:
         return {
             **job_identity(self.job),
             "shard_rows": self.shard_rows,
+            "batch": self.job.run.model_dump(include={"batch_rows", "cache_gib"}),
             "inputs": [
                 {"name": file.name, "rows": file.num_rows, "size_bytes": file.size_bytes, "sha256": file.sha256}
                 for file in self.dataset.files

@@ -141,17 +141,23 @@ def make_engine(setup: Setup, tokenizer: Tokenizer) -> Generates:
     """The real engine, on the GPU this process may use, else on one CPU thread."""
     import torch
 
-    from pipeline.engine import Engine, load_model
+    from pipeline.engine import Engine, check_room, load_model
 
     torch.set_float32_matmul_precision("highest")  # whatever the environment says: TF32 is not exact
     torch.set_num_threads(1)  # one replica per core is faster than threads, and as exact
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    run = setup.job.run
+    model = load_model(str(checkpoint.locate(*setup.model)), setup.job.model.dtype, device)
+    cache_bytes = int(run.cache_gib * 2**30)
+    check_room(model, run.batch_rows, cache_bytes)
     return Engine(
-        load_model(str(checkpoint.locate(*setup.model)), setup.job.model.dtype, device),
+        model,
         eos_token_ids=setup.checkpoint.eos_token_ids,
         token_bytes=tokenizer.token_bytes,
         num_alternatives=setup.job.output.top_k,
         with_prompt_logprobs=setup.job.output.prompt_logprobs,
+        max_slots=run.batch_rows,
+        cache_bytes=cache_bytes,
     )
 
 
@@ -184,6 +190,7 @@ def open_worker(setup: Setup, engine_maker: EngineMaker = make_engine) -> Worker
         ModelError: the checkpoint found here is not the planned one.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # replicas, not threads, use the cores
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: logits in huge pages, of which few fault per step
     model = checkpoint.locate(*setup.model)
     checkpoint.check_unchanged(model, setup.checkpoint.digests)
     tokenizer = Tokenizer(model, setup.rules.vocab_size)

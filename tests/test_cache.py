@@ -54,12 +54,11 @@ def test_a_new_cache_is_empty_and_zero() -> None:
         ([], [[1, 2], [3], [4, 5, 6], [7, 8]]),
         ([0, 1, 2, 3], [[1, 2], [3], [4, 5, 6], [7, 8]]),
         ([0, 3], [[1, 2], [7, 8], [4, 5, 6], [7, 8]]),
-        ([2, 0], [[4, 5, 6], [1, 2], [4, 5, 6], [7, 8]]),
-        ([3, 2, 1, 0], [[7, 8], [4, 5, 6], [3], [1, 2]]),
+        ([2, 3], [[4, 5, 6], [7, 8], [4, 5, 6], [7, 8]]),
         ([1, 1, 1, 1], [[3], [3], [3], [3]]),
-        ([2, 2, 0], [[4, 5, 6], [4, 5, 6], [1, 2], [7, 8]]),
+        ([0, 0, 2], [[1, 2], [1, 2], [4, 5, 6], [7, 8]]),
     ],
-    ids=["nothing-left", "all-stay", "hole-filled", "moved-twice", "reversed", "spread", "beams"],
+    ids=["nothing-left", "all-stay", "hole-filled", "all-moved", "spread", "beams"],
 )
 def test_rearrange_gives_each_slot_what_its_source_held(sources: list[int], expected: list[list[int]]) -> None:
     cache = cache_of([1, 2], [3], [4, 5, 6], [7, 8])
@@ -114,7 +113,9 @@ def test_place_gives_every_row_its_own_slot_and_moves_as_few_as_possible(sources
 )
 def test_a_chain_of_rearrangements_equals_one_on_plain_lists(rows: list[list[int]], moves: list[list[int]]) -> None:
     cache = cache_of(*rows, positions=6)
-    for sources in moves:
+    for wanted in moves:
+        in_slots = sorted(zip(place(wanted), wanted, strict=True))
+        sources = [source for _, source in in_slots]
         cache.rearrange(sources)
         rows = [rows[source] for source in sources] + rows[len(sources) :]
         assert contents(cache) == rows

@@ -526,9 +526,9 @@ class Watched(GPT2):
         return super().new_cache(slots, positions)
 
     def prefill(
-        self, cache: SlotCache, first_slot: int, prompts: list[tuple[int, ...]], early: Collection[int] = ()
-    ) -> States:
-        self.prefills.append(prompts)
+        self, cache: SlotCache, first_slot: int, prompts: Sequence[tuple[int, ...]], early: Collection[int] = ()
+    ) -> list[States]:
+        self.prefills.append(list(prompts))
         return super().prefill(cache, first_slot, prompts, early)
 
 
@@ -604,6 +604,27 @@ def test_cache_bytes_limit_the_slots_but_never_below_one_prompt_with_its_beams()
     engine, model = watched_engine(chain(), cache_bytes=bytes_per_row)
     run(engine, *work, ((0,), beams(num_beams=4, max_new_tokens=10)))
     assert model.caches == [(4, 10)]
+
+
+class Small(GPT2):
+    """A model on a device with memory for two slots."""
+
+    def new_cache(self, slots: int, positions: int) -> SlotCache:
+        if slots > 2:
+            raise torch.OutOfMemoryError
+        return super().new_cache(slots, positions)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(Small(chain()), eos_token_ids=(), token_bytes=[b""] * 8, num_alternatives=0, max_slots=11)
+    work = [((token,), greedy(max_new_tokens=3)) for token in range(4)]
+    assert [outcome(response) for response in run(engine, *work)] == [
+        [([token + 1, token + 2, token + 3], "length", None)] for token in range(4)
+    ]
+    assert engine.max_slots == 2
+    assert "going on with batches of 2 rows" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):
+        run(engine, ((0,), beams(num_beams=3)))
 
 
 def test_samples_of_a_model_follow_its_joint_distribution_over_two_steps() -> None:

@@ -205,7 +205,8 @@ def assert_same(found: Sequence[Response], expected: Sequence[Response]) -> None
 def assert_same_completion(found: Completion, expected: Completion) -> None:
     assert found.token_ids.tolist() == expected.token_ids.tolist()
     assert (found.finish_reason, found.stop_match) == (expected.finish_reason, expected.stop_match)
-    assert found.token_ranks.tolist() == expected.token_ranks.tolist()
+    # A product rounds differently in other batches, and thousands of tokens down, neighbours are that near.
+    np.testing.assert_allclose(found.token_ranks, expected.token_ranks, rtol=2e-3)
     assert found.top_token_ids.tolist() == expected.top_token_ids.tolist()
     for name in ("token_logprobs", "sampling_logprobs", "entropies", "top_probs", "sequence_score"):
         assert_close(getattr(found, name), getattr(expected, name))

@@ -58,18 +58,17 @@ def reference(model: GPT2LMHeadModel, tokens: tuple[int, ...]) -> torch.Tensor:
 def prefilled(model: GPT2, prompts: list[tuple[int, ...]], *, first_slot: int = 0) -> list[torch.Tensor]:
     """Logits of every position of prompts that are run together."""
     cache = model.new_cache(first_slot + len(prompts), model.num_positions)
-    hidden = model.prefill(cache, first_slot, prompts).last
-    return [model.logits(hidden[row, : len(prompt)]) for row, prompt in enumerate(prompts)]
+    return [model.logits(states.last) for states in model.prefill(cache, first_slot, prompts)]
 
 
 @torch.inference_mode()
 def decoded(model: GPT2, rows: list[tuple[int, ...]], lengths: list[int]) -> list[torch.Tensor]:
     """As `prefilled`, but only the first `lengths` tokens at once, and the others one at a time for all rows."""
     cache = model.new_cache(len(rows), model.num_positions)
-    hidden = model.prefill(cache, 0, [row[:length] for row, length in zip(rows, lengths, strict=True)]).last
-    logits = [[model.logits(hidden[row, :length])] for row, length in enumerate(lengths)]
+    states = model.prefill(cache, 0, [row[:length] for row, length in zip(rows, lengths, strict=True)])
+    logits = [[model.logits(each.last)] for each in states]
     for step in range(len(rows[0]) - lengths[0]):
-        newest = torch.tensor([row[length + step] for row, length in zip(rows, lengths, strict=True)])
+        newest = [row[length + step] for row, length in zip(rows, lengths, strict=True)]
         for row, values in enumerate(model.logits(model.decode(cache, newest).last)):
             logits[row].append(values[None])
     assert cache.lengths.tolist() == [len(row) for row in rows]

@@ -10,6 +10,7 @@ Shape letters: L layers, C slots, H heads, T positions, D head size.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 class SlotCache:
@@ -41,25 +42,33 @@ class SlotCache:
         return self.token_ids.shape[1]
 
     def rearrange(self, sources: list[int]) -> None:
-        """Make slot i hold what slot `sources[i]` held; a source may serve several slots.
+        """Make slot i hold what slot `sources[i]` held. A source may serve several slots, but must keep its own, or lie
+        behind all of them, as `place` sees to.
 
-        Only positions below the longest moved row are copied.
+        Only what differs is copied: beams share all but the end of their text, samples their prompt.
         """
         moved = [(slot, source) for slot, source in enumerate(sources) if slot != source]
         if not moved:
             return
         to, from_ = (torch.tensor(column, device=self.lengths.device) for column in zip(*moved, strict=True))
-        end = int(self.lengths[from_].max())
-        for layer in range(self.keys.shape[0]):  # advanced indexing copies first, so overlapping moves are safe
-            self.keys[layer, to, :, :end] = self.keys[layer, from_, :, :end]
-            self.values[layer, to, :, :end] = self.values[layer, from_, :, :end]
-        self.token_ids[to, :end] = self.token_ids[from_, :end]
+        spans = zip(moved, self._num_shared(to, from_).tolist(), self.lengths[from_].tolist(), strict=True)
+        for (slot, source), start, end in spans:
+            self.keys[:, slot, :, start:end] = self.keys[:, source, :, start:end]
+            self.values[:, slot, :, start:end] = self.values[:, source, :, start:end]
+        self.token_ids[to] = self.token_ids[from_]
         self.lengths[to] = self.lengths[from_]
 
     def clear(self, slots: list[int]) -> None:
-        """Zero the keys and values of slots that hold NaN: the mask hides what is stale, but NaN shows through."""
+        """Empty slots that hold NaN: the mask hides what is stale, but NaN shows through."""
         self.keys[:, slots] = 0
         self.values[:, slots] = 0
+        self.lengths[slots] = 0
+
+    def _num_shared(self, left: Tensor, right: Tensor) -> Tensor:
+        """Leading tokens that pairs of slots have in common, whose keys and values are then the same, (M,) each."""
+        is_same = self.token_ids[left] == self.token_ids[right]
+        is_same &= torch.arange(self.num_positions, device=left.device) < self.lengths[left][:, None]
+        return is_same.cumprod(-1).sum(-1)
 
 
 def place(sources: list[int]) -> list[int]:

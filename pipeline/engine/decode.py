@@ -2,7 +2,7 @@
 
 Each turn either prefills waiting prompts into free slots or decodes one token for every running row; then all rows
 advance and the cache is rearranged. Prompts are taken longest first, and each is prefilled once for all of its
-strategies, samples and repetitions that fit the free slots. The order depends on the requests alone, so responses are a
+strategies, samples and repetitions. The order depends on the requests alone, so responses are a
 pure function of them.
 
 Shape letters: B rows, T prompt length, E width.
@@ -10,12 +10,12 @@ Shape letters: B rows, T prompt length, E width.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from pipeline.engine.advance import advance
 from pipeline.engine.cache import SlotCache, place
@@ -27,6 +27,8 @@ from pipeline.engine.turn import Turn, Unit
 from pipeline.engine.units import Limits, make_units
 from pipeline.records import Completion, FloatArray, Request, Response, RowError
 from pipeline.strategies import Dola, Score
+
+log = logging.getLogger(__name__)
 
 REFILL_SHARE = 8  # waiting prompts are admitted once 1/8 of the slots are free: small prefills waste the machine
 
@@ -63,7 +65,7 @@ class Engine:
         token_bytes: list[bytes],
         num_alternatives: int,
         with_prompt_logprobs: bool = False,
-        max_slots: int = 64,
+        max_slots: int = 128,
         cache_bytes: int = 2 << 30,
     ) -> None:
         self.model = model
@@ -82,8 +84,20 @@ class Engine:
                 become token ids.
 
         Returns:
-            One response per request, in order.
+            One response per request, in order. Where a GPU runs out of memory all is done again in half the batch, and
+            so are later requests.
         """
+        while True:
+            try:
+                return self._generate(requests)
+            except torch.OutOfMemoryError:
+                if self.max_slots == 1:
+                    raise
+            self.max_slots, self.cache_bytes = self.max_slots // 2, self.cache_bytes // 2
+            log.warning("the device is out of memory: going on with batches of %s rows", self.max_slots)
+            torch.cuda.empty_cache()  # out of the handler, whose traceback holds on to the tensors
+
+    def _generate(self, requests: Sequence[Request]) -> list[Response]:
         scored = [index for index, request in enumerate(requests) if isinstance(request.strategy, Score)]
         results: dict[int, Result] = dict(zip(scored, self._score([requests[index] for index in scored]), strict=True))
         units = [
@@ -114,8 +128,9 @@ class Engine:
         running: list[Unit] = []
         while waiting or running:
             free = cache.num_slots - sum(unit.num_slots for unit in running)
-            if waiting and (not running or free * REFILL_SHARE >= cache.num_slots) and _fits(waiting, free):
-                running += self._prefill(cache, running, _admit(waiting, free), logprobs)
+            is_due = not running or free * REFILL_SHARE >= cache.num_slots
+            if waiting and is_due and (admitted := _admit(waiting, free, cache.num_slots)):
+                running += self._prefill(cache, running, admitted, logprobs)
             else:
                 self._decode(cache, running)
             running = [unit for unit in running if unit.result is None]
@@ -138,22 +153,21 @@ class Engine:
         units = [unit for prompt in admitted for unit in prompt.units]
         prompts = list(dict.fromkeys(prompt for unit in units for prompt in unit.prompts))
         slots = {prompt: slot for slot, prompt in enumerate(prompts, start=first_slot)}
-        states = self.model.prefill(cache, first_slot, prompts, _early(self.model, units))  # (B, T, E)
+        states = self.model.prefill(cache, first_slot, prompts, _early(self.model, units))
         for unit in units:
             root = unit.state.ending.root(tuple(slots[prompt] for prompt in unit.prompts))
-            unit.state.begin(root, states.last[root.slot - first_slot, : len(unit.prompts[0])])
+            unit.state.begin(root, states[root.slot - first_slot].last)
         if self.with_prompt_logprobs:
             wanted = [(each.prompt, slots[each.prompt] - first_slot) for each in admitted]
-            logprobs |= {prompt: prompt_logprobs(self.model, prompt, states.last[row]) for prompt, row in wanted}
-        ends = [len(prompt) - 1 for prompt in prompts]
-        self._advance(cache, first_slot, _at(states, ends), units)
+            logprobs |= {prompt: prompt_logprobs(self.model, prompt, states[row].last) for prompt, row in wanted}
+        self._advance(cache, first_slot, _ends(states), units)
         return units
 
     def _decode(self, cache: SlotCache, running: list[Unit]) -> None:
         """One token for every running row, and for its twin."""
         rows = [row for unit in running for row in unit.state.running]
         newest = {slot: row.step.token for row in rows if row.step for slot in row.slots}
-        tokens = torch.tensor([newest[slot] for slot in range(len(newest))], device=self.model.device)
+        tokens = [newest[slot] for slot in range(len(newest))]
         self._advance(cache, 0, self.model.decode(cache, tokens, _early(self.model, running)), running)
 
     def _advance(self, cache: SlotCache, first_slot: int, states: States, units: Sequence[Unit]) -> None:
@@ -168,7 +182,7 @@ class Engine:
     def _score_prompt(self, prompt: Prompt) -> FloatArray:
         """Log-probabilities of a prompt from which nothing is generated."""
         cache = self.model.new_cache(1, len(prompt))
-        return prompt_logprobs(self.model, prompt, self.model.prefill(cache, 0, [prompt]).last[0])
+        return prompt_logprobs(self.model, prompt, self.model.prefill(cache, 0, [prompt])[0].last)
 
 
 def _joined(done: Result, new: Result | None) -> Result:
@@ -189,16 +203,19 @@ def _gather(units: Sequence[Unit]) -> deque[Waiting]:
     return deque(sorted(by_prompt.values(), key=lambda each: longest[each.prompt], reverse=True))
 
 
-def _fits(waiting: deque[Waiting], free: int) -> bool:
-    return waiting[0].units[0].num_slots <= free
+def _fits(waiting: Waiting, free: int, most: int) -> bool:
+    """Whether all units of a prompt find free slots; of one with more units than there are slots, the next must."""
+    widths = [unit.num_slots for unit in waiting.units]
+    return (sum(widths) if sum(widths) <= most else widths[0]) <= free
 
 
-def _admit(waiting: deque[Waiting], free: int) -> list[Waiting]:
-    """Take units off the queue while they fit; a prompt with many units may be taken in several turns."""
+def _admit(waiting: deque[Waiting], free: int, most: int) -> list[Waiting]:
+    """Take prompts off the queue while all of their units fit, so that each is prefilled once; a prompt with more units
+    than there are slots, `most`, is taken in several turns."""
     admitted = []
-    while waiting and _fits(waiting, free):
+    while waiting and _fits(waiting[0], free, most):
         taken = Waiting(waiting[0].prompt)
-        while waiting[0].units and _fits(waiting, free):
+        while waiting[0].units and waiting[0].units[0].num_slots <= free:
             taken.units.append(waiting[0].units.popleft())
             free -= taken.units[-1].num_slots
         admitted.append(taken)
@@ -218,15 +235,10 @@ def _early(model: GPT2, units: Sequence[Unit]) -> set[int]:
     }
 
 
-def _at(states: States, ends: Sequence[int]) -> States:
-    """Hidden states (B, T, E) at one position of each row, (B, E)."""
-    rows = torch.arange(len(ends), device=states.last.device)
-    positions = torch.tensor(ends, device=states.last.device)
-
-    def pick(hidden: Tensor) -> Tensor:
-        return hidden[rows, positions]
-
-    return States(pick(states.last), {layer: pick(hidden) for layer, hidden in states.early.items()})
+def _ends(states: Sequence[States]) -> States:
+    """Hidden states at the last token of each prompt, (B, E)."""
+    early = {layer: torch.stack([each.early[layer][-1] for each in states]) for layer in states[0].early}
+    return States(torch.stack([each.last[-1] for each in states]), early)
 
 
 def _rearrange(cache: SlotCache, running: list[Unit]) -> None:

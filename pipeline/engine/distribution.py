@@ -43,10 +43,9 @@ def next_token_logprobs(model: GPT2, prompts: Sequence[tuple[int, ...]]) -> npt.
 
 
 def _batch(model: GPT2, prompts: list[tuple[int, ...]]) -> npt.NDArray[np.float64]:
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-    cache = model.new_cache(len(prompts), int(lengths.max()))
-    hidden = model.prefill(cache, 0, prompts).last  # (B, T, E)
-    logits = model.logits(hidden[torch.arange(len(prompts), device=model.device), lengths - 1])  # (B, V)
+    cache = model.new_cache(len(prompts), max(map(len, prompts)))
+    states = model.prefill(cache, 0, prompts)
+    logits = model.logits(torch.stack([each.last[-1] for each in states]))  # (B, V)
     if not bool(torch.isfinite(logits).all()):
         raise ModelError("the model gives logits that are NaN or infinite. Its weights are damaged; get them again.")
     logprobs: npt.NDArray[np.float64] = torch.log_softmax(logits.double(), dim=-1).cpu().numpy()

@@ -40,11 +40,15 @@ def narrow(strategy: Drawing, scores: Tensor, num_kept: int = 1) -> tuple[Tensor
     token_ids = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
     if strategy.temperature != 1:
         scores = scores / strategy.temperature
-    for key, keep in FILTERS.items():
-        setting = getattr(strategy, key)
-        if setting is not None and setting != NEUTRAL.get(key):
-            scores, token_ids = _pack(scores, token_ids, keep(scores, setting, num_kept))
+    for key, setting in active(strategy).items():
+        scores, token_ids = _pack(scores, token_ids, FILTERS[key](scores, setting, num_kept))
     return scores, token_ids
+
+
+def active(strategy: Drawing) -> dict[str, Any]:
+    """Settings of the filters that are on, in the order in which they act."""
+    settings = {key: getattr(strategy, key) for key in FILTERS}
+    return {key: value for key, value in settings.items() if value is not None and value != NEUTRAL.get(key)}
 
 
 def keep_top_h(scores: Tensor, top_h: float, num_kept: int) -> Tensor:

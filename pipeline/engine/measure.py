@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.engine.ranking import rank, top_k
+from pipeline.engine import native
+from pipeline.engine.ranking import plain_top_k, rank
 from pipeline.records import FloatArray, IntArray
 
 
@@ -39,17 +40,39 @@ class Measures(NamedTuple):
 
 def measure(logits: Tensor, k: int) -> Measures:
     """Summarise raw logits, (B, V) float32; `k` may be 0."""
-    log_normalisers = torch.logsumexp(logits, dim=-1)
-    logprobs = logits - log_normalisers[:, None]  # at most 0
-    entropies = (logprobs.exp() * logprobs).sum(-1).abs()
-    values, ids = top_k(logits, min(max(k, 1), logits.shape[1]))
+    kernels = native.for_tensor(logits)
+    log_normalisers, entropies, token_ids, values = (kernels.measure if kernels else plain_measure)(
+        logits, min(max(k, 1), logits.shape[1])
+    )
     return Measures(
         log_normalisers=log_normalisers,
-        best=ids[:, 0],
+        best=token_ids[:, 0].long(),
         entropies=entropies.cpu().numpy(),
-        top_token_ids=ids[:, :k].to(torch.int32).cpu().numpy(),
+        top_token_ids=token_ids[:, :k].cpu().numpy(),
         top_probs=torch.exp(values[:, :k] - log_normalisers[:, None]).cpu().numpy(),
     )
+
+
+def plain_measure(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-sum-exps and entropies, (B,), and the k best tokens int32 with their logits, (B, K), in a few passes.
+
+    A few rows at a time, so that all passes but the first find them in the processor's cache.
+    """
+    parts = [_measure_rows(rows, k) for rows in torch.split(logits, _ROWS_AT_ONCE[logits.device.type])]
+    log_normalisers, entropies, token_ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
+    return log_normalisers, entropies, token_ids, values
+
+
+_ROWS_AT_ONCE = {"cpu": 4, "cuda": 1024}
+
+
+def _measure_rows(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    values, token_ids = plain_top_k(logits, k)
+    below = logits - values[:, :1]  # at most 0
+    shares = below.exp()
+    sums = shares.sum(-1)
+    means = shares.mul_(below).sum(-1) / sums
+    return values[:, 0] + sums.log(), sums.log() - means, token_ids.to(torch.int32), values
 
 
 def score(logits: Tensor, measures: Measures, rows: Tensor, tokens: Tensor) -> tuple[list[float], list[int]]:

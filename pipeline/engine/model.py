@@ -1,34 +1,29 @@
 """GPT-2's forward, written plainly over pre-laid-out weights and a slot KV cache.
 
 Weights are read by transformers (safetensors only, nothing missing). The embeddings stay where they lie in the
-memory-mapped file; linear layers are turned once from GPT-2's (in, out) to (out, in), which small batches multiply a
-sixth faster. Positions are explicit everywhere. It must equal `GPT2LMHeadModel` to 1e-5 in fp32.
+memory-mapped file; linear layers are laid out anew. Tokens of all rows are one stream, whatever prompts they are from,
+so nothing is computed for padding. It must equal `GPT2LMHeadModel` to 1e-5 in fp32.
 
-Shape letters: B rows, T prompt length (padded), E width, H heads, D head size, V vocabulary.
+Shape letters: N tokens of all prompts, B rows, T prompt length, E width, H heads, D head size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.engine.attention import NewTokens, PromptTokens
 from pipeline.engine.cache import SlotCache
+from pipeline.engine.linear import ACTIVATIONS, Activation, Linear, linear
 from pipeline.errors import ModelError
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-}
+PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}  # of prompts that go through the model together; a longer one goes alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +35,15 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
-class Dense:
-    """A linear layer: weight (out, in), bias (out,)."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-@dataclass(frozen=True, slots=True)
 class Block:
-    """One transformer layer. `scale` multiplies the attention scores."""
+    """One transformer layer. `scale` multiplies the attention scores; `mlp_in` includes the activation."""
 
     ln_1: Norm
-    attn_in: Dense
-    attn_out: Dense
+    attn_in: Linear
+    attn_out: Linear
     ln_2: Norm
-    mlp_in: Dense
-    mlp_out: Dense
+    mlp_in: Linear
+    mlp_out: Linear
     scale: float
 
 
@@ -84,11 +68,11 @@ class GPT2:
         self.head_size = int(config.n_embd // config.n_head)
         self.num_positions = int(config.n_positions)
         self.vocab_size = int(config.vocab_size)
-        self.activation = _activation(config)
         self.epsilon: float = config.layer_norm_epsilon
         self.wte = tensors["transformer.wte.weight"]  # (V, E)
         self.wpe = tensors["transformer.wpe.weight"]  # (positions, E)
         self.head = tensors["lm_head.weight"]  # (V, E)
+        self._logits = linear(self.head, None)
         self.ln_f = Norm(tensors["transformer.ln_f.weight"], tensors["transformer.ln_f.bias"])
         self.blocks = [self._block(tensors, index, config) for index in range(config.n_layer)]
 
@@ -97,9 +81,9 @@ class GPT2:
             prefix = f"transformer.h.{index}.{name}"
             return tensors[f"{prefix}.weight"], tensors[f"{prefix}.bias"]
 
-        def dense(name: str) -> Dense:
+        def dense(name: str, *activation: Activation) -> Linear:
             weight, bias = pair(name)
-            return Dense(weight.t().contiguous(), bias)
+            return linear(weight.t().contiguous(), bias, *activation)  # GPT-2's files have (in, out)
 
         scale = 1 / math.sqrt(self.head_size) if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
@@ -109,7 +93,7 @@ class GPT2:
             attn_in=dense("attn.c_attn"),
             attn_out=dense("attn.c_proj"),
             ln_2=Norm(*pair("ln_2")),
-            mlp_in=dense("mlp.c_fc"),
+            mlp_in=dense("mlp.c_fc", _activation(config)),
             mlp_out=dense("mlp.c_proj"),
             scale=scale,
         )
@@ -142,87 +126,66 @@ class GPT2:
         return len(self.blocks)
 
     def prefill(
-        self, cache: SlotCache, first_slot: int, prompts: list[tuple[int, ...]], early: Collection[int] = ()
-    ) -> States:
+        self, cache: SlotCache, first_slot: int, prompts: Sequence[tuple[int, ...]], early: Collection[int] = ()
+    ) -> list[States]:
         """Run whole prompts into the slots from `first_slot` on.
-
-        Prompts are padded on the right: under the causal mask no real token sees a pad, and what pads leave in the
-        cache lies past the row's length. Their keys and values are zeros, since NaN shows through a mask.
 
         Args:
             early: layers whose states are wanted too.
 
         Returns:
-            Hidden states, (B, T, E); those past a prompt's length mean nothing.
+            Hidden states of each prompt, (T, E).
         """
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        width = int(lengths.max())
-        input_ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=self.device)
-        slots = slice(first_slot, first_slot + len(prompts))
-        cache.token_ids[slots, :width] = input_ids
-        cache.lengths[slots] = lengths.to(self.device)
-        pads = (torch.arange(width) >= lengths[:, None])[:, None, :, None].to(self.device)  # (B, 1, T, 1)
-        x = F.embedding(input_ids, self.wte) + self.wpe[:width]  # (B, T, E)
-        kept = {}
-        for layer, block in enumerate(self.blocks):
-            if layer in early:
-                kept[layer] = self._norm(self.ln_f, x)
-            query, key, value = self._heads(block, x)  # (B, H, T, D) each
-            key, value = key.masked_fill(pads, 0), value.masked_fill(pads, 0)
-            cache.keys[layer, slots, :, :width] = key
-            cache.values[layer, slots, :, :width] = value
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=block.scale)
-            x = self._residual(block, x, mixed)
-        return States(self._norm(self.ln_f, x), kept)
+        states: list[States] = []
+        for group in _groups(prompts, PREFILL_TOKENS[torch.device(self.device).type]):
+            states += self._prefill(cache, first_slot + len(states), group, early)
+        return states
 
-    def decode(self, cache: SlotCache, tokens: Tensor, early: Collection[int] = ()) -> States:
-        """Append one token to each of the first B slots.
+    def _prefill(
+        self, cache: SlotCache, first_slot: int, prompts: Sequence[tuple[int, ...]], early: Collection[int]
+    ) -> Iterator[States]:
+        lengths = [len(prompt) for prompt in prompts]
+        tokens = PromptTokens(lengths, first_slot, self.device)
+        states = self._forward(cache, tokens, [token for prompt in prompts for token in prompt], early)
+        cache.lengths[first_slot : first_slot + len(prompts)] = torch.tensor(lengths, device=self.device)
+        layers = {layer: torch.split(hidden, lengths) for layer, hidden in states.early.items()}
+        for index, last in enumerate(torch.split(states.last, lengths)):
+            yield States(last, {layer: hidden[index] for layer, hidden in layers.items()})
+
+    def decode(self, cache: SlotCache, tokens: Sequence[int], early: Collection[int] = ()) -> States:
+        """Append one token to each of the first B slots, which are extended in place.
 
         Args:
-            cache: slots 0..B-1 are extended in place.
-            tokens: (B,) int64.
+            tokens: B of them.
             early: layers whose states are wanted too.
 
         Returns:
             Hidden states, (B, E).
         """
-        rows = torch.arange(len(tokens), device=self.device)
-        positions = cache.lengths[: len(tokens)].clone()  # (B,) of the new token
-        width = int(positions.max()) + 1
-        hidden = torch.arange(width, device=self.device) > positions[:, None]  # (B, T)
-        mask = torch.zeros(hidden.shape, dtype=self.wte.dtype, device=self.device).masked_fill(hidden, float("-inf"))
-        mask = mask[:, None, None]  # (B, 1, 1, T); additive, or every layer would convert it again
-        cache.token_ids[rows, positions] = tokens
-        cache.lengths[rows] += 1
-        x = (F.embedding(tokens, self.wte) + F.embedding(positions, self.wpe))[:, None]  # (B, 1, E)
-        kept = {}
-        for layer, block in enumerate(self.blocks):
-            if layer in early:
-                kept[layer] = self._norm(self.ln_f, x)[:, 0]
-            query, key, value = self._heads(block, x)  # (B, H, 1, D) each
-            cache.keys[layer, rows, :, positions] = key[:, :, 0]
-            cache.values[layer, rows, :, positions] = value[:, :, 0]
-            keys = cache.keys[layer, : len(tokens), :, :width]
-            values = cache.values[layer, : len(tokens), :, :width]
-            mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=block.scale)
-            x = self._residual(block, x, mixed)
-        return States(self._norm(self.ln_f, x)[:, 0], kept)
+        positions = cache.lengths[: len(tokens)].clone()
+        states = self._forward(cache, NewTokens(positions), tokens, early)
+        cache.lengths[: len(tokens)] += 1
+        return states
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, E) -> (B, V) float32."""
-        return F.linear(hidden, self.head).float()
+        return self._logits(hidden).float()
 
-    def _heads(self, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value of a layer, (B, T, E) -> three times (B, H, T, D)."""
-        batch, width, _ = x.shape
-        fused = block.attn_in(self._norm(block.ln_1, x))  # (B, T, 3E)
-        query, key, value = fused.view(batch, width, 3, self.num_heads, self.head_size).permute(2, 0, 3, 1, 4)
-        return query, key, value
-
-    def _residual(self, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
-        """The rest of a layer: attention output and MLP, each added to the stream. `mixed` is (B, H, T, D)."""
-        x = x + block.attn_out(mixed.transpose(1, 2).reshape(x.shape))
-        return x + block.mlp_out(self.activation(block.mlp_in(self._norm(block.ln_2, x))))
+    def _forward(
+        self, cache: SlotCache, tokens: PromptTokens | NewTokens, ids: Sequence[int], early: Collection[int]
+    ) -> States:
+        """A stream of tokens through all layers: N ids -> (N, E)."""
+        input_ids = torch.tensor(ids, device=self.device)
+        cache.token_ids[tokens.slots, tokens.positions] = input_ids
+        x = F.embedding(input_ids, self.wte) + F.embedding(tokens.positions, self.wpe)  # (N, E)
+        kept = {}
+        for layer, block in enumerate(self.blocks):
+            if layer in early:
+                kept[layer] = self._norm(self.ln_f, x)
+            fused = block.attn_in(self._norm(block.ln_1, x))  # (N, 3E)
+            x = x + block.attn_out(tokens.attend(fused, cache.keys[layer], cache.values[layer], block.scale))
+            x = x + block.mlp_out(block.mlp_in(self._norm(block.ln_2, x)))
+        return States(self._norm(self.ln_f, x), kept)
 
     def _norm(self, norm: Norm, x: Tensor) -> Tensor:
         return F.layer_norm(x, (x.shape[-1],), norm.weight, norm.bias, self.epsilon)
@@ -267,13 +230,24 @@ def load_model(folder: str, dtype: str, device: str) -> GPT2:
     return GPT2(model.to(device).eval())
 
 
-def _activation(config: Any) -> Callable[[Tensor], Tensor]:
+def _activation(config: Any) -> Activation:
     if config.activation_function not in ACTIVATIONS:
         raise ModelError(
             f"activation_function `{config.activation_function}` of the checkpoint is not supported; "
             f"supported are {', '.join(ACTIVATIONS)}."
         )
     return ACTIVATIONS[config.activation_function]
+
+
+def _groups(prompts: Sequence[tuple[int, ...]], most: int) -> Iterator[Sequence[tuple[int, ...]]]:
+    """Runs of prompts of at most so many tokens together, at least one prompt each."""
+    start = num_tokens = 0
+    for index, prompt in enumerate(prompts):
+        if index > start and num_tokens + len(prompt) > most:
+            yield prompts[start:index]
+            start, num_tokens = index, 0
+        num_tokens += len(prompt)
+    yield prompts[start:]
 
 
 def _check_weights(folder: str, info: dict[str, Any]) -> None:

@@ -10,6 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipeline.engine import native
+
+_MOST_FOR_KERNELS = 1024  # beyond that, to sort is quicker
+
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best tokens of each row, ties by lower token id.
@@ -21,6 +25,12 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         Their scores and ids, (B, K) each, best first.
     """
+    kernels = native.for_tensor(scores) if k <= _MOST_FOR_KERNELS else None
+    return (kernels.top_k if kernels else plain_top_k)(scores, min(k, scores.shape[1]))
+
+
+def plain_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`top_k` in plain torch."""
     if k >= scores.shape[1]:
         return torch.sort(scores, dim=-1, descending=True, stable=True)
     values, ids = torch.topk(scores, k + 1, dim=-1)
@@ -55,6 +65,12 @@ def rank(scores: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
     Returns:
         (N,) int64.
     """
+    kernels = native.for_tensor(scores)
+    return (kernels.rank if kernels else plain_rank)(scores, rows, tokens)
+
+
+def plain_rank(scores: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    """`rank` in plain torch."""
     chosen = scores[rows, tokens][:, None]  # (N, 1)
     others = scores[rows]  # (N, V)
     lower_ids = torch.arange(scores.shape[1], device=scores.device) < tokens[:, None]

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.engine.filters import narrow
+from pipeline.engine import native
+from pipeline.engine.filters import active, narrow
 from pipeline.engine.processors import log_softmax
 from pipeline.strategies import Drawing
 
@@ -29,8 +30,25 @@ def sample(strategy: Drawing, scores: Tensor, seeds: Tensor, steps: Tensor) -> t
     """
     best = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
     scores, token_ids = narrow(strategy, scores - best)  # at most 0: no temperature makes them overflow
-    drawn = (scores + gumbel(seeds, steps, token_ids)).argmax(-1, keepdim=True)  # (B, 1)
-    return token_ids.gather(-1, drawn)[:, 0], log_softmax(scores).gather(-1, drawn)[:, 0]
+    if not active(strategy):
+        kernels = native.for_tensor(scores)
+        return (kernels.draw if kernels else plain_draw)(scores, seeds, steps)
+    places, logprobs = _draw(scores, token_ids, seeds, steps)
+    return token_ids.gather(-1, places[:, None])[:, 0], logprobs
+
+
+def plain_draw(scores: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """One token per row of the whole vocabulary, (B, V) -> (B,), and its log-probability, (B,).
+
+    The kernel of the same name works out the noise of a token only where its hash is high enough to win.
+    """
+    return _draw(scores, torch.arange(scores.shape[1], device=scores.device).expand_as(scores), seeds, steps)
+
+
+def _draw(scores: Tensor, token_ids: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """The place of the drawn candidate of each row, (B, C) -> (B,), and its log-probability, (B,)."""
+    places = (scores + gumbel(seeds, steps, token_ids)).argmax(-1, keepdim=True)  # (B, 1)
+    return places[:, 0], log_softmax(scores).gather(-1, places)[:, 0]
 
 
 def gumbel(seeds: Tensor, steps: Tensor, token_ids: Tensor) -> Tensor:

@@ -1,0 +1,62 @@
+"""Ours: the engine on one thread, as a replica of the pipeline holds it.
+
+Options: `strategies`, lists of strategies as in a job file, each list one call of the engine (`max_new_tokens` comes
+from the row); `top_k`, alternatives recorded per step; `samples`, rows per prompt.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from benchmarks.peers.serving import Once, Work, serve
+from pipeline.engine import Engine, load_model
+from pipeline.records import Request, Response, RowError, row_seed
+from pipeline.strategies import Strategy, num_rows
+
+SEED = 0
+
+
+def prepare(work: Work) -> Once:
+    """Load the checkpoint; each call generates for all prompts."""
+    import torch
+
+    torch.set_num_threads(len(work["cores"]))
+    engine = Engine(
+        load_model(work["checkpoint"], work["dtype"], "cpu"),
+        eos_token_ids=(),
+        token_bytes=[],
+        num_alternatives=work["options"]["top_k"],
+        max_slots=work["batch"],
+    )
+    calls = [_requests(work, strategies) for strategies in work["options"]["strategies"]]
+    return lambda: sum(_num_tokens(response) for requests in calls for response in engine.generate(requests))
+
+
+def _requests(work: Work, strategies: list[dict[str, Any]]) -> list[Request]:
+    """Every prompt under every strategy, as a shard asks for them."""
+    parsed = {limit: [_parsed(each, limit) for each in strategies] for limit in {*work["limits"]}}
+    return [
+        Request(tuple(prompt), strategy, _seeds(row, strategy))
+        for row, (prompt, limit) in enumerate(zip(work["prompts"], work["limits"], strict=True))
+        for strategy in parsed[limit]
+    ]
+
+
+def _parsed(values: dict[str, Any], limit: int) -> Strategy:
+    adapter: TypeAdapter[Strategy] = TypeAdapter(Strategy)
+    return adapter.validate_python({"name": values["type"], "max_new_tokens": limit, **values})
+
+
+def _seeds(row: int, strategy: Strategy) -> tuple[int, ...]:
+    return tuple(row_seed(SEED, str(row), strategy.name, sample) for sample in range(num_rows(strategy)))
+
+
+def _num_tokens(response: Response) -> int:
+    assert not isinstance(response.completions, RowError), response.completions
+    return sum(len(completion.token_ids) for completion in response.completions)
+
+
+if __name__ == "__main__":
+    serve(prepare, "torch")

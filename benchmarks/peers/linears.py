@@ -1,0 +1,86 @@
+"""The limit that the machine sets: a job's matrix products and nothing else.
+
+Every linear layer of GPT-2 with weights of its own, the head included: prompts together in large pieces, then decode
+steps of a full batch until every new token is paid for. No attention, no norms, no choice of tokens. Weights are packed
+once for oneDNN, the fastest way torch has on a CPU; "linear" is `F.linear` on plain ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.peers.serving import Once, Work, serve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LINEAR, PACKED = "linear", "packed"
+PREFILL_ROWS = 512  # the rate is flat from here on
+
+Layer = Callable[["Tensor"], object]
+
+
+def prepare(work: Work) -> Once:
+    """Lay out random weights of the checkpoint's shape; each call multiplies what the job needs."""
+    import torch
+
+    torch.set_num_threads(len(work["cores"]))
+    config = json.loads((Path(work["checkpoint"]) / "config.json").read_text(encoding="utf-8"))
+    dtype = getattr(torch, work["dtype"])
+    blocks, head = linears(config, dtype, PACKED)
+    inputs = {width: torch.randn(max(PREFILL_ROWS, work["batch"]), width).to(dtype) for width, _ in {*shapes(config)}}
+
+    @torch.inference_mode()
+    def once() -> int:
+        for rows, num_heads in products(work):
+            for width, layer in blocks if rows else ():
+                layer(inputs[width][:rows])
+            if num_heads:
+                head(inputs[config["n_embd"]][:num_heads])
+        return sum(work["limits"])
+
+    return once
+
+
+def products(work: Work) -> list[tuple[int, int]]:
+    """Rows that go through the blocks, and of those through the head, one forward after another."""
+    batch = min(work["batch"], len(work["prompts"]))
+    prompt_tokens = sum(map(len, work["prompts"]))
+    pieces = [min(PREFILL_ROWS, prompt_tokens - start) for start in range(0, prompt_tokens, PREFILL_ROWS)]
+    firsts = [min(batch, len(work["prompts"]) - start) for start in range(0, len(work["prompts"]), batch)]
+    left = sum(work["limits"]) - len(work["limits"])  # the first token of a row comes of its prompt
+    steps = [min(batch, left - start) for start in range(0, left, batch)]
+    return [(rows, 0) for rows in pieces] + [(0, rows) for rows in firsts] + [(rows, rows) for rows in steps]
+
+
+def shapes(config: dict[str, Any]) -> list[tuple[int, int]]:
+    """(in, out) of the four linear layers of a block."""
+    width = config["n_embd"]
+    return [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+
+
+def linears(config: dict[str, Any], dtype: Any, way: str) -> tuple[list[tuple[int, Layer]], Layer]:
+    """Every layer with the width it takes, and the head."""
+    width = config["n_embd"]
+    blocks = [
+        (fan_in, _linear(fan_in, out, dtype, way)) for _ in range(config["n_layer"]) for fan_in, out in shapes(config)
+    ]
+    return blocks, _linear(width, config["vocab_size"], dtype, way)
+
+
+def _linear(fan_in: int, fan_out: int, dtype: Any, way: str) -> Layer:
+    import torch
+    import torch.nn.functional as F
+
+    weight = torch.randn(fan_out, fan_in).to(dtype)
+    if way == LINEAR:
+        return lambda x: F.linear(x, weight)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+if __name__ == "__main__":
+    serve(prepare, "torch")

@@ -1,0 +1,146 @@
+"""The whole pipeline against its own engine, and two replicas against one: GPT-2 124M, text in, Parquet out, Ray.
+
+    python -m benchmarks.pipeline [--dtype bfloat16] [--pairs 5] [--quick]
+
+512 prompts of about 64 characters in one Parquet file, 16 new tokens each, greedy, the 10 best alternatives recorded,
+shards of 128 rows. The pipeline's time is from the start of the first shard to the report of the last part, without the
+seconds that Ray and the models take to start; the engine gets the same prompts as token ids, all at once.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from benchmarks.command import options
+from benchmarks.flow import Timeline
+from benchmarks.machine import machine, write_result
+from benchmarks.models import GPT2_124M, TINY, Size, checkpoint
+from benchmarks.noop import write_input
+from benchmarks.pairs import Run, Timing, in_turn, rates, ratio
+from benchmarks.teams import Layout, Peer, here, team
+from benchmarks.workloads import Workload
+from pipeline.cluster import RayExecutor
+from pipeline.config import Job
+from pipeline.job import Executor, run
+from pipeline.job import here as in_process
+from pipeline.jobfile import parse_job
+from pipeline.tokenizer import Tokenizer
+
+CHARACTERS = 64
+BATCH = 64  # what a replica's engine is made with
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is run, and how large."""
+
+    size: Size
+    rows: int
+    new_tokens: int
+    shard_rows: int
+    replicas: tuple[int, ...]
+
+
+def shape(quick: bool) -> Shape:
+    """In earnest, or tiny and without Ray."""
+    if quick:
+        return Shape(TINY, rows=8, new_tokens=2, shard_rows=4, replicas=(1,))
+    return Shape(GPT2_124M, rows=512, new_tokens=16, shard_rows=128, replicas=(1, len(os.sched_getaffinity(0))))
+
+
+def make_job(what: Shape, dtype: str, replicas: int, source: Path, output: Path) -> Job:
+    """Greedy over the file."""
+    greedy = {"name": "greedy", "type": "greedy", "max_new_tokens": what.new_tokens, "ignore_eos": True}
+    return parse_job(
+        {
+            "model": {"name": str(checkpoint(what.size)), "dtype": dtype},
+            "input": {"path": str(source), "id_column": "id"},
+            "output": {"path": str(output), "top_k": 10},
+            "strategies": [greedy],
+            "run": {"replicas": replicas, "shard_rows": what.shard_rows},
+        }
+    )
+
+
+def timed_job(job: Job, execute: Executor) -> Timing:
+    """Of one run; the CPU seconds of replicas are not known."""
+    timeline = Timeline()
+    with tempfile.TemporaryDirectory() as folder:
+        output = job.output.model_copy(update={"path": folder})
+        finished = run(job.model_copy(update={"output": output}), execute, timeline)
+    assert finished.manifest["totals"]["errors"] == 0, finished.manifest["totals"]
+    return Timing(round(timeline.reported - timeline.working, 4), 0.0)
+
+
+def read_workload(source: Path, what: Shape) -> Workload:
+    """The file's prompts as token ids."""
+    tokenizer = Tokenizer(checkpoint(what.size), what.size.vocab_size)
+    prompts = tokenizer.encode(pq.read_table(source)["prompt"].to_pylist())
+    return Workload(tuple(map(tuple, prompts)), (what.new_tokens,) * len(prompts))
+
+
+@contextmanager
+def prepared(what: Shape, dtype: str, quick: bool) -> Iterator[tuple[dict[str, Run], Workload]]:
+    """Engine and pipeline with each number of replicas, ready to run, and their work."""
+    engine = Peer("engine", "benchmarks.peers.batchgen", {"strategies": [[{"type": "greedy"}]], "top_k": 10})
+    model = checkpoint(what.size)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        write_input(folder / "input.parquet", what.rows, characters=CHARACTERS)
+        workload = read_workload(folder / "input.parquet", what)
+        runs: dict[str, Run] = {}
+        for replicas in what.replicas:
+            job = make_job(what, dtype, replicas, folder / "input.parquet", folder)
+            execute = in_process if quick else RayExecutor(job.run)
+            runs[f"pipeline-{replicas}"] = partial(timed_job, job, execute)
+            runs[f"engine-{replicas}"] = (
+                here(engine, workload, model, dtype, BATCH)
+                if quick
+                else stack.enter_context(team(engine, workload, model, dtype, Layout(replicas, 1, BATCH)))
+            )
+        yield runs, workload
+
+
+def measure(dtype: str, pairs: int, quick: bool) -> dict[str, Any]:
+    """Rates of both with one replica and with one on each core."""
+    conditions, what = machine(), shape(quick)
+    with prepared(what, dtype, quick) as (runs, workload):
+        rounds = in_turn(runs, pairs)
+    most = what.replicas[-1]
+    return {
+        "machine": conditions,
+        "shape": asdict(what),
+        "dtype": dtype,
+        "batch": BATCH,
+        "work": workload.described(),
+        "tokens_per_s": rates(rounds, workload.num_tokens),
+        "share_of_engine": {each: ratio(rounds, f"engine-{each}", f"pipeline-{each}") for each in what.replicas},
+        "times_one_replica": {name: ratio(rounds, f"{name}-1", f"{name}-{most}") for name in ("engine", "pipeline")},
+        "rounds": [{name: timing._asdict() for name, timing in each.items()} for each in rounds],
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse arguments, measure, print."""
+    chosen = options(__doc__ or "", arguments, dtypes=True)
+    for dtype in chosen.dtype:
+        result = measure(dtype, chosen.pairs, chosen.quick)
+        for name, rate in result["tokens_per_s"].items():
+            print(f"{dtype:10} {name:14} {rate:8.1f} tokens/s")
+        for replicas, share in result["share_of_engine"].items():
+            print(f"{dtype:10} {replicas} replica(s): {share['median']:.1%} of the engine's own rate")
+        print(f"{dtype:10} all replicas against one: {result['times_one_replica']['pipeline']['median']:.2f} times")
+        print(write_result(f"pipeline-{dtype}", result, chosen.quick))
+
+
+if __name__ == "__main__":
+    main()

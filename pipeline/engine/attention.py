@@ -1,0 +1,93 @@
+"""Attention over the slot cache: of whole prompts, and of one new token per slot.
+
+Shape letters: N tokens of all prompts together, B rows, T positions (padded), H heads, D head size, C slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.engine import native
+
+
+class PromptTokens:
+    """Where the tokens of some prompts stand: one after another in the stream, and in the slots from `first_slot` on.
+
+    Attributes:
+        slots, positions: (N,) int64, of each token of the stream.
+    """
+
+    def __init__(self, lengths: Sequence[int], first_slot: int, device: str) -> None:
+        self.lengths = list(lengths)
+        ends = torch.tensor(self.lengths, device=device)
+        self._rows = torch.arange(len(self.lengths), device=device).repeat_interleave(ends)
+        self._target = slice(first_slot, first_slot + len(self.lengths))
+        self.slots = self._rows + first_slot
+        self.positions = torch.arange(len(self._rows), device=device) - (ends.cumsum(0) - ends)[self._rows]
+
+    def attend(self, fused: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """Keep keys and values of all tokens, and attend from each to its prompt up to itself.
+
+        Prompts are padded on the right for this: under the causal mask no token sees a pad, and what pads leave in the
+        cache lies past the row's length. Theirs are zeros, since NaN shows through a mask.
+
+        Args:
+            fused: (N, 3HD) queries, keys and values.
+            keys, values: (C, H, T, D) of the layer.
+
+        Returns:
+            (N, HD).
+        """
+        heads, size = keys.shape[1], keys.shape[3]
+        width = max(self.lengths)
+        padded = self._padded(fused.view(-1, 3, heads, size), width)  # (B, T, 3, H, D)
+        query, key, value = padded.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+        keys[self._target, :, :width] = key
+        values[self._target, :, :width] = value
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+        return self._packed(mixed.transpose(1, 2)).reshape(len(fused), heads * size)
+
+    def _padded(self, tokens: Tensor, width: int) -> Tensor:
+        """(N, ...) -> (B, T, ...)."""
+        shape = (len(self.lengths), width, *tokens.shape[1:])
+        if len(tokens) == shape[0] * width:
+            return tokens.view(shape)
+        return tokens.new_zeros(shape).index_put_((self._rows, self.positions), tokens)
+
+    def _packed(self, padded: Tensor) -> Tensor:
+        """(B, T, ...) -> (N, ...)."""
+        if len(self._rows) == padded.shape[0] * padded.shape[1]:
+            return padded.flatten(0, 1)
+        return padded[self._rows, self.positions]
+
+
+class NewTokens:
+    """One new token in each of the first B slots, at `positions`, (B,) int64."""
+
+    def __init__(self, positions: Tensor) -> None:
+        self.positions = positions
+        self.slots = torch.arange(len(positions), device=positions.device)
+        kernels = native.kernels() if positions.device.type == "cpu" else None
+        self._attend = kernels.attend if kernels else plain_attend
+
+    def attend(self, fused: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """Keep the token's key and value, and attend from it to all of its slot; as `PromptTokens.attend`, N = B."""
+        return self._attend(fused, keys, values, self.positions, scale)
+
+
+def plain_attend(fused: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    """Write row i's key and value into slot i at `positions`, (B,), and attend to the slot up to there, in torch."""
+    batch, heads, size = len(fused), keys.shape[1], keys.shape[3]
+    query, key, value = fused.view(batch, 3, heads, size).unbind(1)  # (B, H, D) each
+    slots, width = torch.arange(batch, device=fused.device), int(positions.max()) + 1
+    keys[slots, :, positions] = key
+    values[slots, :, positions] = value
+    is_seen = torch.arange(width, device=fused.device) <= positions[:, None]  # (B, T)
+    mixed = F.scaled_dot_product_attention(
+        query[:, :, None], keys[:batch, :, :width], values[:batch, :, :width], is_seen[:, None, None], scale=scale
+    )
+    return mixed.reshape(batch, heads * size)

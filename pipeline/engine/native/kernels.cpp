@@ -1,0 +1,375 @@
+// What a decode step does besides matrix products, each in one pass over memory, on one thread.
+//
+// Every function here has a plain counterpart in torch that defines what it computes; see `native/__init__.py`. Tensors
+// are contiguous unless a stride is given. Shape letters: B rows, H heads, D head size, T positions, V vocabulary, K kept.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace {
+
+constexpr float INF = std::numeric_limits<float>::infinity();
+constexpr int LANES = 16;
+typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
+inline Floats broadcast(float value) { return value - Floats{}; }
+
+inline Floats higher(Floats left, Floats right) { return left > right ? left : right; }
+
+template <int STEP>
+inline Floats turned(Floats values) {  // lane i holds what lane i + STEP held
+    constexpr auto at = [](int lane) { return (lane + STEP) % LANES; };
+    return __builtin_shufflevector(values, values, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9),
+                                   at(10), at(11), at(12), at(13), at(14), at(15));
+}
+
+inline float highest(Floats values) {
+    values = higher(values, turned<8>(values));
+    values = higher(values, turned<4>(values));
+    values = higher(values, turned<2>(values));
+    return higher(values, turned<1>(values))[0];
+}
+
+inline float total(Floats values) {
+    values += turned<8>(values);
+    values += turned<4>(values);
+    values += turned<2>(values);
+    return (values + turned<1>(values))[0];
+}
+
+// e^x for x <= 0, within 2 units in the last place; 0 below -87. Cody and Waite's reduction, a polynomial of degree 6.
+inline Floats exp_nonpositive(Floats x) {
+    const Floats floor = broadcast(-87.0f);
+    const Ints is_low = x < floor;
+    x = is_low ? floor : x;
+    const Floats shifter = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const Floats shifted = x * 1.44269504088896341f + shifter;
+    const Floats whole = shifted - shifter;
+    const Floats rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    Floats sum = broadcast(1.9875691500e-4f);
+    sum = sum * rest + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    sum = sum * rest * rest + rest + 1.0f;
+    const Ints power = (reinterpret_cast<const Ints&>(shifted) - 0x4B400000) << 23;
+    const Ints scaled = reinterpret_cast<const Ints&>(sum) + power;
+    return is_low ? Floats{} : reinterpret_cast<const Floats&>(scaled);
+}
+
+// bfloat16 is the upper half of a float32.
+struct BFloat16 {
+    uint16_t bits;
+};
+
+inline float to_float(float value) { return value; }
+inline float to_float(BFloat16 value) {
+    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
+}
+
+inline Floats load(const BFloat16* from) {
+    typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+    typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+    const Words bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16;
+    return reinterpret_cast<const Floats&>(bits);
+}
+
+inline void store(float* to, float value) { *to = value; }
+inline void store(BFloat16* to, float value) {  // round to nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    const bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
+    to->bits = is_nan ? 0x7FC0 : (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+}
+
+template <typename Element>
+inline float dot(const float* left, const Element* right, int64_t size) {
+    Floats sums{};
+    int64_t d = 0;
+    for (; d + LANES <= size; d += LANES) sums += load(left + d) * load(right + d);
+    float sum = total(sums);
+    for (; d < size; ++d) sum += left[d] * to_float(right[d]);
+    return sum;
+}
+
+// Softmax of `scores`, (T,) with room for LANES more, not normalised; returns the sum.
+inline float exponentials(float* scores, int64_t count) {
+    std::fill(scores + count, scores + count + LANES, -INF);
+    Floats best = broadcast(-INF), sums{};
+    for (int64_t t = 0; t < count; t += LANES) best = higher(best, load(scores + t));
+    const float top = highest(best);
+    for (int64_t t = 0; t < count; t += LANES) {
+        const Floats shares = exp_nonpositive(load(scores + t) - top);
+        *reinterpret_cast<Floats*>(scores + t) = shares;
+        sums += shares;
+    }
+    return total(sums);
+}
+
+// Sum of the rows of `values` (T, D) by their weights, from column `d` on: N vectors of columns at a time.
+template <int N, typename Element>
+inline int64_t mix_columns(int64_t d, const Element* values, int64_t size, const float* weights, int64_t count,
+                           float scale, Element* out) {
+    for (; d + N * LANES <= size; d += N * LANES) {
+        Floats sums[N] = {};
+        for (int64_t t = 0; t < count; ++t) {
+            for (int n = 0; n < N; ++n) sums[n] += weights[t] * load(values + t * size + d + n * LANES);
+        }
+        for (int n = 0; n < N; ++n) {
+            for (int lane = 0; lane < LANES; ++lane) store(out + d + n * LANES + lane, sums[n][lane] * scale);
+        }
+    }
+    return d;
+}
+
+// One query of one head against the first `count` keys and values of a slot, each (T, D).
+template <typename Element, int FIXED>
+inline void attend_head(const Element* query, const Element* keys, const Element* values, int64_t count, int64_t size,
+                        float scale, float* scores, float* scaled, Element* out) {
+    const int64_t d_size = FIXED ? FIXED : size;
+    for (int64_t d = 0; d < d_size; ++d) scaled[d] = to_float(query[d]) * scale;
+    for (int64_t t = 0; t < count; ++t) scores[t] = dot(scaled, keys + t * d_size, d_size);
+    const float share = 1 / exponentials(scores, count);
+    int64_t d = mix_columns<4>(0, values, d_size, scores, count, share, out);
+    d = mix_columns<1>(d, values, d_size, scores, count, share, out);
+    for (; d < d_size; ++d) {
+        float sum = 0;
+        for (int64_t t = 0; t < count; ++t) sum += scores[t] * to_float(values[t * d_size + d]);
+        store(out + d, sum * share);
+    }
+}
+
+template <typename Element, int FIXED>
+void attend_rows(const Element* fused, Element* keys, Element* values, const int64_t* positions,
+                 int64_t rows, int64_t heads, int64_t size, int64_t num_positions, float scale, Element* out) {
+    const int64_t d_size = FIXED ? FIXED : size;
+    const int64_t width = heads * d_size;
+    std::vector<float> scores(num_positions + LANES), scaled(d_size);
+    for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t head = 0; head < heads; ++head) {
+            const Element* query = fused + row * 3 * width + head * d_size;
+            const int64_t start = (row * heads + head) * num_positions * d_size;
+            const int64_t newest = start + positions[row] * d_size;
+            std::memcpy(keys + newest, query + width, d_size * sizeof(Element));
+            std::memcpy(values + newest, query + 2 * width, d_size * sizeof(Element));
+            attend_head<Element, FIXED>(query, keys + start, values + start, positions[row] + 1, d_size, scale,
+                                        scores.data(), scaled.data(), out + row * width + head * d_size);
+        }
+    }
+}
+
+template <typename Element>
+void attend(const Element* fused, Element* keys, Element* values, const int64_t* positions,
+            int64_t rows, int64_t heads, int64_t size, int64_t num_positions, float scale, Element* out) {
+    const auto chosen = size == 64 ? attend_rows<Element, 64> : attend_rows<Element, 0>;
+    chosen(fused, keys, values, positions, rows, heads, size, num_positions, scale, out);
+}
+
+struct Scored {
+    float score;
+    int32_t token;
+};
+
+inline bool comes_first(const Scored& one, const Scored& other) {
+    return one.score > other.score || (one.score == other.score && one.token < other.token);
+}
+
+constexpr int64_t BLOCK = 2 * LANES;
+
+// Highest of some scores; NaN is passed over.
+inline float best_of(const float* scores, int64_t count) {
+    Floats best = broadcast(-INF);
+    int64_t place = 0;
+    for (; place + LANES <= count; place += LANES) {
+        const Floats next = load(scores + place);
+        best = next > best ? next : best;
+    }
+    float top = highest(best);
+    for (; place < count; ++place) top = scores[place] > top ? scores[place] : top;
+    return top;
+}
+
+// Best score of each block of a row, the last one shorter.
+void block_maxima(const float* scores, int64_t vocab, std::vector<float>& maxima) {
+    for (size_t block = 0; block < maxima.size(); ++block) {
+        const int64_t start = block * BLOCK;
+        maxima[block] = best_of(scores + start, std::min<int64_t>(BLOCK, vocab - start));
+    }
+}
+
+// The k best tokens of a row, by score descending, then token id ascending. The k-th best block maximum bounds them.
+void best_of_row(const float* scores, int64_t vocab, int64_t k, const std::vector<float>& maxima,
+                 std::vector<float>& sorted, std::vector<Scored>& found) {
+    float least = -INF;
+    found.clear();
+    if (k == 0) return;
+    if (k <= static_cast<int64_t>(maxima.size())) {
+        sorted = maxima;
+        std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), std::greater<float>());
+        least = sorted[k - 1];
+    }
+    for (size_t block = 0; block < maxima.size(); ++block) {
+        if (!(maxima[block] >= least)) continue;
+        const int64_t start = block * BLOCK, end = std::min<int64_t>(start + BLOCK, vocab);
+        for (int64_t token = start; token < end; ++token) {
+            if (scores[token] >= least) found.push_back({scores[token], static_cast<int32_t>(token)});
+        }
+    }
+    while (static_cast<int64_t>(found.size()) < k) found.push_back({std::nanf(""), 0});  // the row holds NaN
+    if (k < static_cast<int64_t>(found.size())) {
+        std::nth_element(found.begin(), found.begin() + k, found.end(), comes_first);
+    }
+    std::sort(found.begin(), found.begin() + k, comes_first);
+}
+
+// Log-sum-exp of a row and, if wanted, its entropy in nats. NaN shows in the log-sum-exp, as in torch.
+void summarise(const float* scores, int64_t vocab, float best, float* log_normaliser, float* entropy) {
+    if (!std::isfinite(best)) {
+        *log_normaliser = best;
+        if (entropy) *entropy = std::nanf("");
+        return;
+    }
+    double sum = 0, weighted = 0, broken = 0;
+    Floats sums{}, moments{}, marks{};
+    int64_t token = 0;
+    for (int64_t round = 0; token + LANES <= vocab; token += LANES) {
+        const Floats below = load(scores + token) - best;
+        const Floats share = exp_nonpositive(below);
+        sums += share;
+        moments += share * (below < -87.0f ? Floats{} : below);
+        marks = below != below ? below : marks;
+        if (++round % 64 == 0) {  // float32 holds so many; their sum is kept in float64
+            sum += total(sums), weighted += total(moments);
+            sums = Floats{}, moments = Floats{};
+        }
+    }
+    sum += total(sums), weighted += total(moments), broken += total(marks);
+    for (; token < vocab; ++token) {
+        const double below = static_cast<double>(scores[token]) - best;
+        if (below != below) broken = below;
+        if (below < -87) continue;
+        sum += std::exp(below), weighted += std::exp(below) * below;
+    }
+    *log_normaliser = static_cast<float>(best + std::log(sum) + broken);
+    if (entropy) *entropy = static_cast<float>(std::log(sum) - weighted / sum);
+}
+
+constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15;
+
+template <typename Bits>
+inline Bits mix(Bits x) {  // the finaliser of splitmix64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
+    return x ^ (x >> 31);
+}
+
+inline double gumbel(uint64_t bits) {
+    const double uniform = (static_cast<double>(bits >> 12) + 0.5) * 0x1p-52;
+    return -std::log(-std::log(uniform));
+}
+
+}  // namespace
+
+extern "C" {
+
+// Append the key and value of row i to slot i, then attend to all of the slot. `fused` (B, 3HD) holds queries, keys and
+// values; `keys`, `values` (slots, H, T, D); `positions` (B,): where the new token goes; `out` (B, HD).
+void attend_float32(const float* fused, float* keys, float* values, const int64_t* positions,
+                    int64_t rows, int64_t heads, int64_t size, int64_t num_positions, float scale, float* out) {
+    attend(fused, keys, values, positions, rows, heads, size, num_positions, scale, out);
+}
+
+void attend_bfloat16(const BFloat16* fused, BFloat16* keys, BFloat16* values, const int64_t* positions,
+                     int64_t rows, int64_t heads, int64_t size, int64_t num_positions,
+                     float scale, BFloat16* out) {
+    attend(fused, keys, values, positions, rows, heads, size, num_positions, scale, out);
+}
+
+// Per row of `logits` (B, V): log-sum-exp and entropy (B,), and the k best tokens with their logits (B, K).
+void measure(const float* logits, int64_t rows, int64_t vocab, int64_t k, float* log_normalisers, float* entropies,
+             int32_t* token_ids, float* values) {
+    std::vector<float> maxima((vocab + BLOCK - 1) / BLOCK), sorted;
+    std::vector<Scored> found;
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* scores = logits + row * vocab;
+        block_maxima(scores, vocab, maxima);
+        const float best = *std::max_element(maxima.begin(), maxima.end());
+        summarise(scores, vocab, best, log_normalisers + row, entropies + row);
+        best_of_row(scores, vocab, k, maxima, sorted, found);
+        for (int64_t place = 0; place < k; ++place) {
+            token_ids[row * k + place] = found[place].token;
+            values[row * k + place] = found[place].score;
+        }
+    }
+}
+
+// The k best tokens of each row of `scores` (B, V), and their scores, (B, K).
+void top_k(const float* scores, int64_t rows, int64_t vocab, int64_t k, int64_t* token_ids, float* values) {
+    std::vector<float> maxima((vocab + BLOCK - 1) / BLOCK), sorted;
+    std::vector<Scored> found;
+    for (int64_t row = 0; row < rows; ++row) {
+        block_maxima(scores + row * vocab, vocab, maxima);
+        best_of_row(scores + row * vocab, vocab, k, maxima, sorted, found);
+        for (int64_t place = 0; place < k; ++place) {
+            token_ids[row * k + place] = found[place].token;
+            values[row * k + place] = found[place].score;
+        }
+    }
+}
+
+// Rank of `tokens` (N,) in the rows `rows` (N,) of `scores` (B, V), from 1, ties by lower token id.
+void rank(const float* scores, int64_t vocab, const int64_t* rows, const int64_t* tokens, int64_t count,
+          int64_t* ranks) {
+    for (int64_t index = 0; index < count; ++index) {
+        const float* row = scores + rows[index] * vocab;
+        const float chosen = row[tokens[index]];
+        int32_t above = 0, tied = 0;
+        for (int64_t token = 0; token < vocab; ++token) above += row[token] > chosen;
+        for (int64_t token = 0; token < tokens[index]; ++token) tied += row[token] == chosen;
+        ranks[index] = 1 + above + tied;
+    }
+}
+
+// Gumbel-max over each row of `scores` (B, V): `seeds`, `steps` (B,); `tokens`, `logprobs` (B,) of what was drawn.
+void draw(const float* all_scores, int64_t rows, int64_t vocab, const int64_t* seeds, const int64_t* steps,
+          int64_t* tokens, float* logprobs) {
+    constexpr int64_t CHUNK = 512;
+    uint64_t bits[CHUNK];
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* scores = all_scores + row * vocab;
+        const uint64_t key = mix(mix(static_cast<uint64_t>(seeds[row]) + GOLDEN) ^ static_cast<uint64_t>(steps[row]));
+        double best = -std::numeric_limits<double>::infinity();
+        float highest_score = -INF;
+        int64_t chosen = 0;
+        for (int64_t start = 0; start < vocab; start += CHUNK) {
+            const int64_t end = std::min(start + CHUNK, vocab);
+            const float top = best_of(scores + start, end - start);
+            highest_score = top > highest_score ? top : highest_score;
+            // Noise above this is needed to beat the best so far; a little less, because both sides are rounded.
+            const double needed = std::exp(-std::exp(top - best + 1e-6)) * (1 - 1e-9);
+            const uint64_t threshold = best > -INF ? static_cast<uint64_t>(needed * 0x1p52) << 12 : 0;
+            for (int64_t token = start; token < end; ++token) bits[token - start] = mix(token * GOLDEN + key);
+            for (int64_t token = start; token < end; ++token) {
+                if (bits[token - start] < threshold || scores[token] == -INF) continue;
+                const double value = scores[token] + gumbel(bits[token - start]);
+                if (value > best) best = value, chosen = token;
+            }
+        }
+        float log_normaliser;
+        summarise(scores, vocab, highest_score, &log_normaliser, nullptr);
+        tokens[row] = chosen;
+        logprobs[row] = scores[chosen] - (highest_score == -INF ? 0 : log_normaliser);
+    }
+}
+
+}  // extern "C"

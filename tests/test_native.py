@@ -1,0 +1,176 @@
+"""The compiled kernels against the plain torch that defines them, and how they are built."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pipeline.engine import attention, native
+from pipeline.engine.measure import plain_measure
+from pipeline.engine.native.build import library_path
+from pipeline.engine.ranking import plain_rank, plain_top_k
+from pipeline.engine.sampling import plain_draw
+
+INF = float("inf")
+KERNELS = native.kernels()
+pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler here")
+
+sizes = st.sampled_from([1, 2, 15, 16, 17, 31, 32, 33, 100, 511, 512, 513, 1000, 50257])
+laws = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+
+
+def random_scores(rows: int, vocab: int, seed: int, *, spread: float = 4.0, grain: float = 0.0) -> Tensor:
+    """Scores, (B, V); those of a coarse `grain` are full of ties."""
+    scores = torch.randn((rows, vocab), generator=torch.Generator().manual_seed(seed)) * spread
+    return (scores / grain).round() * grain if grain else scores
+
+
+@laws
+@given(vocab=sizes, k=st.integers(1, 300), seed=st.integers(0, 99), grain=st.sampled_from([0.0, 0.5, 4.0, 100.0]))
+def test_the_best_tokens_are_those_of_plain_torch_ties_included(vocab: int, k: int, seed: int, grain: float) -> None:
+    assert KERNELS is not None
+    scores = random_scores(3, vocab, seed, grain=grain)
+    for found, expected in zip(KERNELS.top_k(scores, min(k, vocab)), plain_top_k(scores, min(k, vocab)), strict=True):
+        assert found.tolist() == expected.tolist()
+
+
+@laws
+@given(vocab=sizes, seed=st.integers(0, 99), banned=st.integers(0, 40))
+def test_banned_tokens_come_last_in_order_of_their_ids(vocab: int, seed: int, banned: int) -> None:
+    assert KERNELS is not None
+    scores = random_scores(2, vocab, seed)
+    scores[:, torch.randint(vocab, (banned,), generator=torch.Generator().manual_seed(seed))] = -INF
+    k = min(vocab, 20)
+    for found, expected in zip(KERNELS.top_k(scores, k), plain_top_k(scores, k), strict=True):
+        assert found.tolist() == expected.tolist()
+
+
+@laws
+@given(vocab=sizes, k=st.integers(1, 20), seed=st.integers(0, 99), spread=st.sampled_from([0.0, 0.1, 4.0, 60.0, 1e4]))
+def test_measures_agree_with_float64(vocab: int, k: int, seed: int, spread: float) -> None:
+    assert KERNELS is not None
+    logits = random_scores(3, vocab, seed, spread=spread) + 7
+    log_normalisers, entropies, token_ids, values = KERNELS.measure(logits, min(k, vocab))
+    exact = logits.double()
+    logprobs = exact.log_softmax(-1)
+    torch.testing.assert_close(log_normalisers.double(), exact.logsumexp(-1), rtol=2e-7, atol=1e-6)
+    torch.testing.assert_close(entropies.double(), -(logprobs.exp() * logprobs).sum(-1), rtol=1e-5, atol=2e-5)
+    plain = plain_measure(logits, min(k, vocab))
+    torch.testing.assert_close((log_normalisers, entropies), plain[:2], rtol=1e-5, atol=2e-5)
+    assert token_ids.tolist() == plain[2].tolist()
+    assert values.tolist() == plain[3].tolist()
+
+
+@pytest.mark.parametrize("broken", [float("nan"), INF, -INF])
+@pytest.mark.parametrize("place", [0, 17, 99, slice(None)], ids=["first", "inside", "last", "everywhere"])
+def test_a_broken_row_has_no_finite_normaliser_and_spoils_no_other(broken: float, place: int | slice) -> None:
+    assert KERNELS is not None
+    logits = random_scores(3, 100, 0)
+    logits[1, place] = broken
+    for found in (KERNELS.measure(logits, 5)[0], plain_measure(logits, 5)[0]):
+        is_fine = broken == -INF and not isinstance(place, slice)
+        assert found.isfinite().tolist() == [True, is_fine, True]
+
+
+@laws
+@given(vocab=sizes, seed=st.integers(0, 99), grain=st.sampled_from([0.0, 1.0]))
+def test_ranks_are_those_of_plain_torch(vocab: int, seed: int, grain: float) -> None:
+    assert KERNELS is not None
+    scores = random_scores(4, vocab, seed, grain=grain)
+    rows = torch.tensor([3, 0, 0, 2])
+    tokens = torch.randint(vocab, (4,), generator=torch.Generator().manual_seed(seed))
+    assert KERNELS.rank(scores, rows, tokens).tolist() == plain_rank(scores, rows, tokens).tolist()
+
+
+@laws
+@given(
+    vocab=sizes,
+    seed=st.integers(0, 2**62),
+    spread=st.sampled_from([0.0, 0.02, 1.0, 5.0, 1e3]),
+    step=st.integers(0, 2000),
+)
+def test_draws_are_those_of_plain_torch(vocab: int, seed: int, spread: float, step: int) -> None:
+    assert KERNELS is not None
+    scores = random_scores(8, vocab, seed % 1000, spread=spread)
+    scores[3, : vocab // 2] = -INF
+    scores[5] = -INF
+    scores -= scores.amax(-1, keepdim=True).clamp(min=-1e30)
+    seeds, steps = torch.arange(8) * 977 + seed, torch.full((8,), step)
+    tokens, logprobs = KERNELS.draw(scores, seeds, steps)
+    expected, expected_logprobs = plain_draw(scores, seeds, steps)
+    is_drawn = torch.arange(8) != 5
+    assert tokens[is_drawn].tolist() == expected[is_drawn].tolist()
+    assert logprobs[5] == -INF
+    torch.testing.assert_close(logprobs[is_drawn], expected_logprobs[is_drawn], rtol=1e-5, atol=1e-5)
+
+
+@laws
+@given(
+    size=st.sampled_from([1, 8, 16, 24, 64, 80, 128]),
+    heads=st.integers(1, 4),
+    positions=st.lists(st.integers(0, 70), min_size=1, max_size=5),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_attention_equals_plain_torch(size: int, heads: int, positions: list[int], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(len(positions))
+    shape = (len(positions) + 1, heads, 71, size)
+    caches = [torch.randn(shape, generator=generator).to(dtype) for _ in range(2)]
+    fused = torch.randn((len(positions), 3 * heads * size), generator=generator).to(dtype)
+    expected, expected_caches, found_caches = None, [each.clone() for each in caches], [each.clone() for each in caches]
+    expected = attention.plain_attend(fused, *expected_caches, torch.tensor(positions), size**-0.5)
+    assert KERNELS is not None
+    found = KERNELS.attend(fused, *found_caches, torch.tensor(positions), size**-0.5)
+    torch.testing.assert_close(found, expected, atol=2e-6 if dtype == torch.float32 else 2e-2, rtol=0)
+    for kept, expected_kept in zip(found_caches, expected_caches, strict=True):
+        assert torch.equal(kept, expected_kept)
+
+
+def test_what_lies_past_a_row_is_not_looked_at_and_nan_inside_it_shows() -> None:
+    assert KERNELS is not None
+    keys, values = torch.randn(2, 1, 1, 8, 16)
+    keys[0, 0, 4:], values[0, 0, 4:] = float("nan"), float("nan")
+    fused = torch.randn(1, 48)
+    assert KERNELS.attend(fused, keys, values, torch.tensor([3]), 0.25).isfinite().all()
+    keys[0, 0, 1] = float("nan")
+    assert KERNELS.attend(fused, keys, values, torch.tensor([3]), 0.25).isnan().all()
+
+
+# building
+
+
+def test_a_library_is_built_once_and_kept(tmp_path: Path) -> None:
+    first = library_path(tmp_path / "kept")
+    assert first is not None
+    made = os.stat(first).st_mtime_ns
+    assert library_path(tmp_path / "kept") == first
+    assert os.stat(first).st_mtime_ns == made
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [Path(first).name]
+
+
+PROGRAM = "from pipeline.engine import native; print(native.kernels())"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"BATCHGEN_KERNELS": "torch"}, ""),
+        ({"CXX": "no-such-compiler"}, "no C++ compiler"),
+        ({"CXX": "false"}, "the engine runs without its kernels, at less speed"),
+    ],
+    ids=["turned off", "no compiler", "broken compiler"],
+)
+def test_without_kernels_the_engine_is_told_and_goes_on(variables: dict[str, str], said: str, tmp_path: Path) -> None:
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)} | variables
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "None"
+    assert said in done.stderr
+    assert bool(done.stderr) == bool(said)
