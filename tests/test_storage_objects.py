@@ -364,7 +364,7 @@ def test_head_shows_a_run_on_s3_as_it_does_one_on_a_disk(source: Path, tmp_path:
     assert there.stdout == here.stdout
     assert "The quiet fox" in there.stdout
     nothing = CliRunner().invoke(cli.main, ["head", f"{bucket}/other"])
-    assert (nothing.exit_code, "holds no parts yet" in nothing.stderr) == (2, True)
+    assert (nothing.exit_code, "is not the output folder of a run" in nothing.stderr) == (2, True)
 
 
 class StoppedError(Exception):
