@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from pipeline.dataset import Slice
-from pipeline.shard import Generates, Setup, answer, make_pairs, make_prompts, output_rows
+from pipeline.shard import NO_ROWS, Generates, Setup, answer, make_pairs, make_prompts, output_rows
 from pipeline.tokenizer import Tokenizer
 from pipeline.writer import build_table
 
@@ -13,7 +13,7 @@ from pipeline.writer import build_table
 def generated(rows: Slice, setup: Setup, tokenizer: Tokenizer, engine: Generates) -> pa.Table:
     """The output rows of these input rows, by the functions that a shard's part is made with."""
     pairs = make_pairs(rows, tokenizer, setup)
-    prompts = make_prompts(rows, pairs, tokenizer, setup, {})
+    prompts = make_prompts(rows, pairs, tokenizer, setup, NO_ROWS)
     responses = answer(pairs, prompts, engine)
     output = [
         row for each in zip(pairs, prompts, responses, strict=True) for row in output_rows(*each, rows, tokenizer)

@@ -125,7 +125,7 @@ def test_attention_equals_plain_torch(size: int, heads: int, positions: list[int
     shape = (len(positions) + 1, heads, 71, size)
     caches = [torch.randn(shape, generator=generator).to(dtype) for _ in range(2)]
     fused = torch.randn((len(positions), 3 * heads * size), generator=generator).to(dtype)
-    expected, expected_caches, found_caches = None, [each.clone() for each in caches], [each.clone() for each in caches]
+    expected_caches, found_caches = [each.clone() for each in caches], [each.clone() for each in caches]
     expected = attention.plain_attend(fused, *expected_caches, torch.tensor(positions), size**-0.5)
     assert KERNELS is not None
     found = KERNELS.attend(fused, *found_caches, torch.tensor(positions), size**-0.5)

@@ -2,8 +2,7 @@
 
 Each turn either prefills waiting prompts into free slots or decodes one token for every running row; then all rows
 advance and the cache is rearranged. Prompts are taken longest first, and each is prefilled once for all of its
-strategies, samples and repetitions. The order depends on the requests alone, so responses are a
-pure function of them.
+strategies, samples and repetitions. The order depends on the requests alone, so responses are a pure function of them.
 
 Shape letters: B rows, T prompt length, E width.
 """

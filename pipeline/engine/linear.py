@@ -1,8 +1,8 @@
 """Linear layers, (B, in) -> (B, out), with their activation.
 
-On a CPU the weights are packed once for oneDNN, which multiplies small batches of float32 up to twice as fast as MKL
-does from rows (the head of GPT-2 at 8 rows: 12 ms for 32), and applies the activation on the way. Elsewhere they stay
-rows of a matrix.
+On a CPU the weights are packed once for oneDNN, which multiplies small batches of float32 faster than MKL does from
+rows (the head of GPT-2 at 128 rows: 93 ms for 171), and applies the activation on the way. Elsewhere they stay rows of
+a matrix.
 """
 
 from __future__ import annotations
