@@ -32,6 +32,7 @@ class Checkpoint:
         digests: file name -> SHA-256, of all files the result depends on.
         num_positions: longest context.
         num_layers: transformer blocks.
+        hidden_size: width of a state.
         vocab_size: rows of the embedding.
         eos_token_ids: tokens that end a text; may be empty.
         bos_token_id: what an empty prompt becomes.
@@ -43,6 +44,7 @@ class Checkpoint:
     digests: dict[str, str]
     num_positions: int
     num_layers: int
+    hidden_size: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
@@ -96,6 +98,7 @@ def inspect(name: str, revision: str | None = None) -> Checkpoint:
         digests=digests,
         num_positions=_count(folder, config, "n_positions", 1024),
         num_layers=_count(folder, config, "n_layer", 12),
+        hidden_size=_count(folder, config, "n_embd", 768),
         vocab_size=vocab_size,
         eos_token_ids=token_ids["eos_token_id"],
         bos_token_id=next(iter(token_ids["bos_token_id"]), None),

@@ -1,14 +1,15 @@
 """The command `batchgen`: arguments in, one call, exit code out.
 
 Exit codes: 0 done, 2 bad config or input, 3 past max_error_rate, 4 the cluster or the storage failed, another driver
-holds the folder, or SIGTERM, 5 verify or replay found something wrong, 130 Ctrl-C. After 4 and 130 the same command
-goes on where this one stopped.
+holds the folder, or SIGTERM, 5 verify or replay found something wrong, 6 `status --exit-status` while a run may go on,
+130 Ctrl-C. After 4 and 130 the same command goes on where this one stopped.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -22,13 +23,12 @@ from pipeline import __version__
 from pipeline.cli_compare import compare
 from pipeline.cli_look import head, preview, show, tokenize
 from pipeline.cli_read import card, explode
-from pipeline.cli_shared import EXIT_WRONG, echo_json, exit_codes, texts, waiting
+from pipeline.cli_shared import EXIT_WRONG, STOPPED_RUN, echo_json, exit_codes, texts, waiting
+from pipeline.cli_watch import plan, status
 from pipeline.errors import ErrorRateError
 
 if TYPE_CHECKING:  # heavy imports happen inside the commands, so that --help is quick
     from pipeline.job import Progress, Run
-
-STOPPED_RUN = "stopped. Finished parts are kept; run the same command again to resume."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,7 +48,8 @@ def main() -> None:
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.yaml")
 @click.option("--output", metavar="DIR", help="Output folder or URL, in place of output.path.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of the job file.")
-def run(job_file: Path, output: str | None, overrides: tuple[str, ...]) -> None:
+@click.option("--log-json", is_flag=True, help="Log as JSON, one object per line.")
+def run(job_file: Path, output: str | None, overrides: tuple[str, ...], log_json: bool) -> None:
     """Do a job, or what is left of it.
 
     \b
@@ -63,10 +64,12 @@ def run(job_file: Path, output: str | None, overrides: tuple[str, ...]) -> None:
         from pipeline import job
         from pipeline.cluster import RayExecutor
         from pipeline.jobfile import load_job
+        from pipeline.submitted import check_output
 
         output_override = [f"output.path={json.dumps(output, ensure_ascii=False)}"] if output is not None else []
         loaded = load_job(job_file, [*overrides, *output_override])
-        with _progress() as progress:
+        check_output(loaded.output.path, os.environ)
+        with _progress(log_json) as progress:
             finished = job.run(loaded, RayExecutor(loaded.run), progress)
         _summarise(finished)
         if finished.error_rate > loaded.run.max_error_rate:
@@ -282,14 +285,17 @@ def schema() -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def _progress(as_json: bool = False) -> Iterator[Progress]:
     """A bar on a terminal, else log lines on stderr."""
+    from pipeline.json_logs import JsonLines
     from pipeline.terminal import Bar, ShardLines
 
-    on_terminal = sys.stderr.isatty()
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("batchgen").setLevel(logging.WARNING if on_terminal else logging.INFO)
-    if not on_terminal:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
+    with_bar = sys.stderr.isatty() and not as_json
+    logging.getLogger("batchgen").setLevel(logging.WARNING if with_bar else logging.INFO)
+    if not with_bar:
         yield ShardLines()
         return
     bar = Bar()
@@ -332,7 +338,7 @@ def _summarise(finished: Run) -> None:
     click.echo(f'query it: {shlex.quote(sys.executable)} -c "import duckdb; print(duckdb.sql(\\"{query}\\"))"')
 
 
-for command in (preview, head, show, tokenize, compare, explode, card):
+for command in (plan, preview, status, head, show, tokenize, compare, explode, card):
     main.add_command(command)
 
 

@@ -16,6 +16,7 @@ from pipeline.errors import BatchgenError
 EXIT_STOPPED = 4
 EXIT_WRONG = 5
 EXIT_INTERRUPTED = 130
+STOPPED_RUN = "stopped. Finished parts are kept; run the same command again to resume."
 
 
 @contextmanager

@@ -11,29 +11,43 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
-
+from pipeline import access
 from pipeline.config import RunConfig
 from pipeline.dispatch import Begun, Died, Dispatcher, Event, Finished, Started
 from pipeline.errors import BatchgenError, ClusterError, ConfigError
 from pipeline.ledger import Ledger, Work
 from pipeline.lifeline import Lifeline, check_listening
+from pipeline.placement import Need, Node, check_room, room
 from pipeline.records import RowError
 from pipeline.shard import Part, Shard, Worker
+
+access.prepare(os.environ, Path.home())  # Ray reads it when it is imported
+
+import ray  # noqa: E402
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError  # noqa: E402
+
+from pipeline.cluster_metrics import DriverMetrics, ReplicaMetrics  # noqa: E402
 
 log = logging.getLogger("batchgen.cluster")
 
 KILLED = RowError("killed_replica", "generating for this row killed or crashed its replica, each time it was tried")
 NO_MEMORY = RowError("out_of_memory", "generating for this row needed more memory than there was, each time")
+
+IDLE_GPU = (
+    "REPLICAS HOLD GPUS THAT THEY CANNOT USE, and compute on one CPU core each: torch finds no CUDA. Look at "
+    "`nvidia-smi` and `python -c 'import torch; print(torch.version.cuda)'` on the nodes, or set "
+    "run.gpus_per_replica: 0."
+)
 
 
 class Replica:
@@ -42,7 +56,7 @@ class Replica:
     def __init__(self, open_worker: Callable[[], Worker], has_gpu: bool) -> None:
         if not has_gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it alone where no GPU was asked for
-        self.open_worker = open_worker
+        self.open_worker, self.has_gpu = open_worker, has_gpu
 
     @cached_property
     def worker(self) -> Worker:
@@ -52,20 +66,27 @@ class Replica:
     def ready(self) -> None:
         """Answers once the process runs."""
 
-    def begin(self) -> int:
+    def begin(self) -> tuple[int, bool]:
         """Answers when the replica comes to its next work: only then may that be what it dies of.
 
         Returns:
-            Most steps of an input row.
+            Most steps of an input row; whether a GPU was given in vain.
         """
-        return self.worker.steps_per_row
+        return self.worker.steps_per_row, self.has_gpu and _cuda_is_unusable()
+
+    @cached_property
+    def metrics(self) -> ReplicaMetrics:
+        """Of this process."""
+        return ReplicaMetrics()
 
     def do(self, work: Work) -> Part | None:
         """Do it."""
         if work.is_trial:
             self.worker.attempt(work.shard, work.poisoned)
             return None
-        return self.worker(work.shard, work.poisoned)
+        part = self.worker(work.shard, work.poisoned)
+        self.metrics.part(part)
+        return part
 
 
 @dataclass(slots=True)
@@ -79,6 +100,7 @@ class RayPool:
         actors: by the number of the replica.
         calls: not answered yet, in the order in which they were made: whose, and what the answer means.
         shown: errors of the engine whose traceback is in the log.
+        is_idle_shown: whether it is in the log that GPUs are of no use.
     """
 
     start_actor: Callable[[], Any]
@@ -88,6 +110,7 @@ class RayPool:
     calls: dict[Any, tuple[int, Callable[[Any], Event]]] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=count)
     shown: set[RowError] = field(default_factory=set)
+    is_idle_shown: bool = False
 
     def start(self) -> int:
         """Begin to start a replica."""
@@ -99,7 +122,7 @@ class RayPool:
     def give(self, replica: int, work: Work) -> None:
         """Two calls; an actor answers its calls one after another."""
         actor = self.actors[replica]
-        self.calls[actor.begin.remote()] = replica, partial(Begun, replica)
+        self.calls[actor.begin.remote()] = replica, partial(self._begun, replica)
         self.calls[actor.do.remote(work)] = replica, partial(Finished, replica)
 
     def events(self, timeout_s: float) -> Iterator[Event]:
@@ -117,6 +140,13 @@ class RayPool:
         """End the process and forget its calls."""
         ray.kill(self.actors.pop(replica))
         self.calls = {call: (whose, event) for call, (whose, event) in self.calls.items() if whose != replica}
+
+    def _begun(self, replica: int, answer: tuple[int, bool]) -> Begun:
+        steps_per_row, gpu_is_idle = answer
+        if gpu_is_idle and not self.is_idle_shown:
+            self.is_idle_shown = True
+            log.warning(IDLE_GPU)
+        return Begun(replica, steps_per_row)
 
     def _event(self, call: Any) -> Event:
         replica, event = self.calls.pop(call)
@@ -138,6 +168,12 @@ class RayPool:
         if cause not in self.shown:
             self.shown.add(cause)
             log.warning("the engine failed: %s", error)
+
+
+def _cuda_is_unusable() -> bool:
+    """Whether this process has loaded torch and torch finds no CUDA; an engine without torch needs none."""
+    torch = sys.modules.get("torch")
+    return torch is not None and not torch.cuda.is_available()
 
 
 def cause_of(error: RayError) -> RowError:
@@ -176,54 +212,64 @@ class RayExecutor:
             StoppedError: after SIGTERM.
         """
         with _connected(), _sigterm() as is_stopping:
-            gpus = self._gpus_per_replica()
-            wanted = self._num_replicas(gpus)
-            log.info("replicas=%d gpus_per_replica=%g", min(wanted, len(shards)), gpus)
-            options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
-            start = partial(ray.remote(Replica).options(**options).remote, ray.put(open_worker), gpus > 0)
+            need = self._need()
+            wanted = self._num_replicas(need)
+            log.info("replicas=%d gpus_per_replica=%g", min(wanted, len(shards)), need.gpus)
+            start = partial(_actor_class(need).remote, ray.put(open_worker), need.gpus > 0)
             check_ray = _lifeline().check
 
-            def room() -> int:
+            def places() -> int:
                 check_ray()
-                return _room(gpus) if self.config.replicas == "auto" else wanted
+                return room(need, _nodes()) if self.config.replicas == "auto" else wanted
 
-            pool = RayPool(start, room, check_ray)
-            dispatcher = Dispatcher(Ledger(shards), pool, self.config.grace_s, is_stopping)
+            pool = RayPool(start, places, check_ray)
+            metrics = DriverMetrics()
+            dispatcher = Dispatcher(Ledger(shards), pool, self.config.grace_s, is_stopping, listener=metrics)
             try:
-                yield from dispatcher.run()
+                for part in dispatcher.run():
+                    metrics.part(part)
+                    yield part
             finally:
                 dispatcher.close()
+                log.info("replica seconds: %s", " ".join(f"{state}={s:.1f}" for state, s in metrics.replica_s.items()))
 
-    def _gpus_per_replica(self) -> float:
-        if self.config.gpus_per_replica == "auto":
-            return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-        return self.config.gpus_per_replica
+    def _need(self) -> Need:
+        gpus = self.config.gpus_per_replica
+        if gpus == "auto":
+            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+            if gpus == 0 and self.config.autoscaling:
+                raise ConfigError(
+                    "run.gpus_per_replica is auto, but no node with a GPU is there to go by, and with run.autoscaling "
+                    "one may come. Set run.gpus_per_replica: 1 for nodes with GPUs, 0 for nodes without."
+                )
+        return Need(gpus, self.config.accelerator_type, self.config.label_selector)
 
-    def _num_replicas(self, gpus: float) -> int:
+    def _num_replicas(self, need: Need) -> int:
         """How many replicas to start; a cluster that cannot hold them would let them wait for ever."""
-        have, room = ray.cluster_resources(), _room(gpus)
-        wanted = room if self.config.replicas == "auto" else self.config.replicas
-        if wanted > room or room < 1:
-            raise ConfigError(
-                f"run.replicas asks for {max(wanted, 1)} replicas of 1 CPU and {gpus:g} GPUs each, but the cluster has "
-                f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs, room for {room}. "
-                "Lower run.replicas or run.gpus_per_replica, or add nodes."
-            )
+        nodes = _nodes()
+        wanted = room(need, nodes) if self.config.replicas == "auto" else self.config.replicas
+        if not self.config.autoscaling:
+            check_room(max(wanted, 1), need, nodes)
         return wanted
 
 
-def _room(gpus_per_replica: float) -> int:
-    """Replicas that the nodes which are alive have room for."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(_fit(node.get("CPU", 0), node.get("GPU", 0), gpus_per_replica) for node in nodes)
+def _actor_class(need: Need) -> Any:
+    """`Replica` placed where `need` says, on the node with the fewest of them."""
+    return ray.remote(Replica).options(
+        num_cpus=1,
+        num_gpus=need.gpus,
+        accelerator_type=need.accelerator_type,
+        label_selector=dict(need.label_selector) or None,
+        scheduling_strategy="SPREAD",
+        max_restarts=0,
+        max_task_retries=0,
+    )
 
 
-def _fit(cpus: float, gpus: float, gpus_per_replica: float) -> int:
-    """Replicas of one CPU that fit a node; a fraction of a GPU never spans two."""
-    if gpus_per_replica == 0:
-        return int(cpus)
-    fit = int(gpus // gpus_per_replica) if gpus_per_replica >= 1 else int(gpus) * int(1 / gpus_per_replica)
-    return min(int(cpus), fit)
+def _nodes() -> list[Node]:
+    return [
+        Node(node["NodeManagerAddress"], node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]
+    ]
 
 
 def _lifeline() -> Lifeline:
@@ -256,29 +302,42 @@ def _connected() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in place
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    access.check_version(ray.__version__)
     address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            check_listening(address)
-            ray.init(logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ClusterError(
-            f"no Ray cluster can be used at RAY_ADDRESS={address}: {error} "
-            "Start it, or unset RAY_ADDRESS to use this machine. If it asks for a token, `export RAY_AUTH_MODE=token`."
-            if address
-            else f"Ray could not be started on this machine: {error}"
-        ) from error
+    if address:
+        _connect(address)
+    else:
+        _start()
+    for complaint in access.complaints(os.environ, Path.home()):
+        log.warning("%s", complaint)
     try:
         yield
     finally:
         ray.shutdown()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def _start() -> None:
+    """Start a Ray of this machine alone."""
+    access.ensure_token(os.environ, Path.home())
+    try:
+        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    except (RuntimeError, ValueError, OSError, RayError) as error:
+        raise ClusterError(f"Ray could not be started on this machine: {error}") from error
+
+
+def _connect(address: str) -> None:
+    """Connect to the cluster of RAY_ADDRESS."""
+    try:
+        check_listening(address)
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster is at RAY_ADDRESS={address}: {error}. Start it, or unset RAY_ADDRESS to use this machine."
+        ) from error
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    except (RuntimeError, ValueError, OSError, RayError) as error:
+        raise ClusterError(
+            f"the Ray cluster at RAY_ADDRESS={address} cannot be used: {error}. {access.refused(os.environ, address)}"
+        ) from error

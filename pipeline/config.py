@@ -98,6 +98,16 @@ class RunConfig(Frozen):
     gpus_per_replica: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         default="auto", description="GPUs per replica, fractions allowed; auto: 1 where there are GPUs, else 0."
     )
+    accelerator_type: Text | None = Field(
+        default=None, description="Kind of GPU by Ray's name, as `L4` or `A100`; any by default."
+    )
+    label_selector: Mapping[Text, Text] = Field(
+        default={},
+        description="Labels that a node must have, as {ray.io/market-type: spot}; Ray's rules, `!` and `in()` too.",
+    )
+    autoscaling: bool = Field(
+        default=False, description="Nodes come when replicas wait for them, so do not ask whether there is room now."
+    )
     shard_rows: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default="auto", description="Input rows per shard, which is one unit of work, retry and output file."
     )
@@ -122,6 +132,13 @@ class RunConfig(Frozen):
         if isinstance(value, float) and value > 1 and not value.is_integer():
             raise broken_rule(f"`run.gpus_per_replica` above 1 must be a whole number, but is {value}")
         return value
+
+    @model_validator(mode="after")
+    def _number_asked_for(self) -> Self:
+        if self.autoscaling and self.replicas == "auto":
+            message = "`run.replicas` must be a number under `run.autoscaling`: nodes come for the replicas that wait"
+            raise broken_rule(message, "replicas")
+        return self
 
 
 def _without_fault(item: Any) -> Any:

@@ -87,6 +87,32 @@ class Pool(Protocol):
         """Replicas to have in the cluster as it is now."""
 
 
+class Pulse(NamedTuple):
+    """How a run stands at a moment of the driver's clock.
+
+    Attributes:
+        starting, working, idle: replicas that wait for a place or load the model, that hold work, and that hold none.
+        waiting, leased: shards and trials that nobody holds, and that somebody does.
+    """
+
+    now: float
+    starting: int
+    working: int
+    idle: int
+    waiting: int
+    leased: int
+
+
+class Listener(Protocol):
+    """Told of what happens in the loop."""
+
+    def pulse(self, pulse: Pulse) -> None:
+        """Once in each turn."""
+
+    def death(self, cause: RowError) -> None:
+        """A replica died, or was ended because it hung."""
+
+
 @dataclass(slots=True)
 class Member:
     """A replica that was started.
@@ -117,6 +143,7 @@ class Dispatcher:
     Attributes:
         is_stopping: whether the driver was told to stop.
         grace_s: that the shards under way then have.
+        listener: who is told.
         wanted: most replicas there ever was room for. One that waits for a place makes an autoscaler look for it.
         now: when the last events were taken in. Time that the driver then spends elsewhere is nobody's fault.
     """
@@ -126,6 +153,7 @@ class Dispatcher:
     grace_s: float
     is_stopping: Callable[[], bool] = lambda: False
     clock: Callable[[], float] = time.monotonic
+    listener: Listener | None = None
 
     watch: Watch = field(default_factory=Watch)
     breaker: Breaker = field(default_factory=Breaker)
@@ -151,6 +179,7 @@ class Dispatcher:
             parts = self._collect()
             self._end_hung()
             self._lease()
+            self._tell()
             yield from parts
 
     def close(self) -> None:
@@ -176,6 +205,14 @@ class Dispatcher:
             if len(self.ledger.leases[replica]) == 1:
                 self.members[replica].seen = self.now
             self.pool.give(replica, work)
+
+    def _tell(self) -> None:
+        if self.listener:
+            loaded = [replica for replica, member in self.members.items() if member.has_worked]
+            working = sum(bool(self.ledger.leases.get(replica)) for replica in loaded)
+            starting, waiting = len(self.members) - len(loaded), self.ledger.num_waiting
+            leased = self.ledger.num_open - waiting
+            self.listener.pulse(Pulse(self.now, starting, working, len(loaded) - working, waiting, leased))
 
     def _collect(self) -> list[Part]:
         """Wait for events and take them in."""
@@ -205,6 +242,8 @@ class Dispatcher:
 
     def _bury(self, died: Died) -> None:
         """Forget a dead replica, charge its death, and have its place used again."""
+        if self.listener:
+            self.listener.death(died.cause)
         member, current = self.members.pop(died.replica), self.ledger.current(died.replica)
         self.ledger.died(died.replica, died.cause, died.is_certain)
         self.graves.append(Grave(self.now + delay_s(member.failures + 1), member.failures + 1))
@@ -239,6 +278,7 @@ class Dispatcher:
         while self.members and self.now < deadline:
             parts = self._collect()
             self._dismiss_idle(under_way)
+            self._tell()
             yield from parts
         if self.ledger.is_done:
             return

@@ -82,9 +82,7 @@ def run(
     """
     start, seconds = time.perf_counter(), 0.0
     plan = make_plan(job)
-    folder = open_output(job.output.path)
-    _check_apart(folder, plan)
-    manifest.check_ours(folder, plan)
+    folder = checked_output(plan, open_output)
     if (stored := manifest.finished(folder, plan)) is not None:
         return Run(folder.name, stored, was_finished=True)
     folder.prepare()
@@ -106,6 +104,19 @@ def run(
                 _check_error_rate(tally, plan)
         timings = {"elapsed_s": round(time.perf_counter() - start, 3), "shards_s": round(seconds, 3)}
         return Run(folder.name, manifest.finish(folder, plan, tally, timings), was_finished=False)
+
+
+def checked_output(plan: Plan, open_output: Callable[[str], Folder] = open_folder) -> Folder:
+    """The output folder of a plan, which may not exist yet; nothing is written.
+
+    Raises:
+        ConfigError: input files lie in it, or its path cannot be used.
+        OutputError: it is another job's.
+    """
+    folder = open_output(plan.job.output.path)
+    _check_apart(folder, plan)
+    manifest.check_ours(folder, plan)
+    return folder
 
 
 def _check_error_rate(tally: Tally, plan: Plan) -> None:

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from pipeline.storage import Folder
 from pipeline.tally import Tally
 
 PLAN, MANIFEST, VOCABULARY, CARD, SUCCESS = "_plan.json", "_manifest.json", "_vocab.parquet", "README.md", "_SUCCESS"
+FOOTER_BYTES = 64 << 10  # most footers are shorter
 log = logging.getLogger("batchgen")
 
 CARD_SAMPLE = ["row_id", "strategy", "prompt", "text"]
@@ -148,6 +150,25 @@ def part_facts(folder: Folder, key: str, fingerprint: str, num_rows: int) -> Par
         StorageError: it is damaged, of another run, or has not the rows that were planned.
     """
     data = folder.read(key) or b""
+    part = _described(folder, key, data, fingerprint, num_rows)
+    return replace(part, sha256=hashlib.sha256(data).hexdigest())
+
+
+def part_footer(folder: Folder, key: str, fingerprint: str, num_rows: int) -> Part:
+    """The same from the end of a part alone, without its digest.
+
+    Raises:
+        StorageError: as `part_facts`.
+    """
+    end = folder.read_end(key, FOOTER_BYTES) or b""
+    length = int.from_bytes(end[-8:-4], "little") + 8  # a Parquet file ends with its footer, the length of that, PAR1
+    if length > len(end):
+        end = folder.read_end(key, length) or b""
+    return _described(folder, key, end, fingerprint, num_rows)
+
+
+def _described(folder: Folder, key: str, data: bytes, fingerprint: str, num_rows: int) -> Part:
+    """A part by its footer, with which `data` ends."""
     try:
         metadata = pq.read_metadata(pa.BufferReader(data))
         facts = metadata.metadata
@@ -158,7 +179,7 @@ def part_facts(folder: Folder, key: str, fingerprint: str, num_rows: int) -> Par
         return Part(
             key=key,
             rows=metadata.num_rows,
-            sha256=hashlib.sha256(data).hexdigest(),
+            sha256="",
             sums=json.loads(facts[b"batchgen.sums"]),
             truncated_prompts=int(facts[b"batchgen.truncated_prompts"]),
         )

@@ -72,6 +72,7 @@ class Part:
 
     Attributes:
         sha256: of what is stored under the key; empty before.
+        engine_s: the part of these seconds spent in the engine.
         unpublished: the bytes, as long as nobody has stored them.
     """
 
@@ -81,6 +82,7 @@ class Part:
     sums: dict[str, Sums]
     truncated_prompts: int
     seconds: float = 0.0
+    engine_s: float = 0.0
     unpublished: bytes | memoryview | None = field(default=None, repr=False)
 
     @property
@@ -226,7 +228,9 @@ def make_part(shard: Shard, setup: Setup, tokenizer: Tokenizer, engine: Generate
     prompts = make_prompts(rows, pairs, tokenizer, setup, poisoned)
     if setup.only is not None:
         pairs, prompts = wanted(pairs, prompts, rows.first_row * len(setup.strategies), setup.only)
+    start = time.perf_counter()
     responses = answer(pairs, prompts, engine)
+    engine_s = time.perf_counter() - start
     output = [
         row for pair in zip(pairs, prompts, responses, strict=True) for row in output_rows(*pair, rows, tokenizer)
     ]
@@ -235,7 +239,7 @@ def make_part(shard: Shard, setup: Setup, tokenizer: Tokenizer, engine: Generate
     truncated = len({pair.position for pair, prompt in zip(pairs, prompts, strict=True) if prompt.is_truncated})
     facts = {"batchgen.sums": json.dumps(sums), "batchgen.truncated_prompts": str(truncated)}
     data = encode_part(table, setup.metadata | facts)
-    return Part(shard.key, table.num_rows, "", sums, truncated, unpublished=data)
+    return Part(shard.key, table.num_rows, "", sums, truncated, engine_s=engine_s, unpublished=data)
 
 
 def published(part: Part, folder: Folder) -> Part:

@@ -56,6 +56,12 @@ class Folder(Protocol):
     def list_keys(self, folder: str = "") -> list[str]:
         """Keys directly in a folder of the output, folders among them, sorted; none if it does not exist."""
 
+    def read_end(self, key: str, num_bytes: int) -> bytes | None:
+        """The last bytes of what is stored under the key, all of it if there are fewer; None if nothing is."""
+
+    def stored_at(self, folder: str) -> dict[str, float]:
+        """When each file directly in a folder was stored, by key, in seconds since 1970 by the clock of the store."""
+
     def replace(self, key: str, data: bytes) -> None:
         """Store `data` under `key`, whatever lies there. For leases; nothing that a run produces is replaced."""
 

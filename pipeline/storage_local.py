@@ -95,6 +95,25 @@ class LocalFolder:
             return sorted(f"{folder}/{name}".lstrip("/") for name in os.listdir(self.root / folder))
         return []
 
+    def read_end(self, key: str, num_bytes: int) -> bytes | None:
+        """The last bytes of the file, None if there is none."""
+        with (
+            _explained(self.root / key),
+            contextlib.suppress(FileNotFoundError),
+            open(self.root / key, "rb") as file,
+        ):
+            file.seek(-min(num_bytes, os.fstat(file.fileno()).st_size), os.SEEK_END)
+            return file.read()
+        return None
+
+    def stored_at(self, folder: str) -> dict[str, float]:
+        """When each file was last written, as the file system says; one that goes meanwhile is left out."""
+        found = {}
+        for key in self.list_keys(folder):
+            with _explained(self.root / key), contextlib.suppress(FileNotFoundError):
+                found[key] = os.stat(self.root / key).st_mtime
+        return found
+
     def replace(self, key: str, data: bytes) -> None:
         """Store `data` under `key`, whatever lies there."""
         with _explained(self.root / key), self._temporary(key) as temporary:

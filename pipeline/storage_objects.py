@@ -146,10 +146,20 @@ class ObjectFolder:
             raise StorageError(f"{self.url}/{key} is missing. Run the same command again.")
         return _sha256(data)
 
+    def read_end(self, key: str, num_bytes: int) -> bytes | None:
+        """The last bytes of what is stored under the key, None if nothing is."""
+        with self._explained(key), contextlib.suppress(FileNotFoundError):
+            size = obstore.head(self.store, key)["size"]  # Azure knows no ranges from the end
+            return bytes(obstore.get_range(self.store, key, start=max(0, size - num_bytes), end=size))
+        return None
+
+    def stored_at(self, folder: str) -> dict[str, float]:
+        """When each object directly in a folder was stored, as the store says."""
+        return {entry["path"]: entry["last_modified"].timestamp() for entry in self._listed(folder)["objects"]}
+
     def list_keys(self, folder: str = "") -> list[str]:
         """Keys directly in a folder of the output, sorted; without the empty objects by which some tools mark one."""
-        with self._explained(folder):
-            found = obstore.list_with_delimiter(self.store, folder or None)
+        found = self._listed(folder)
         keys = [*(entry["path"] for entry in found["objects"]), *found["common_prefixes"]]
         return sorted(key for key in keys if key not in ("", folder))
 
@@ -162,6 +172,10 @@ class ObjectFolder:
         """Remove the object, if it is there."""
         with self._explained(key), contextlib.suppress(FileNotFoundError):
             obstore.delete(self.store, key)
+
+    def _listed(self, folder: str) -> Any:
+        with self._explained(folder):
+            return obstore.list_with_delimiter(self.store, folder or None)
 
     def _create(self, key: str, data: bytes | memoryview) -> str:
         error: Exception | None = None

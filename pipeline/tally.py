@@ -77,7 +77,7 @@ class Tally:
     def load(self, keys: Collection[str]) -> None:
         """Take in what files in `_parts/` say of these parts."""
         for name in self.folder.list_keys(FOLDER):
-            for part in self._stored(name):
+            for part in stored_parts(self.folder, name, self.fingerprint):
                 if part.key in keys and part.key not in self:
                     self._count(part)
 
@@ -94,15 +94,16 @@ class Tally:
         self.folder.publish(f"{FOLDER}/{hashlib.sha256(data).hexdigest()[:16]}.jsonl", data)
         self._unwritten.clear()
 
-    def _stored(self, name: str) -> list[Part]:
-        """Parts that a file knows; none if it is damaged or of another run."""
-        try:
-            head, *lines = (self.folder.read(name) or b"").splitlines()
-            if json.loads(head)["fingerprint"] == self.fingerprint:
-                return [Part(**json.loads(line)) for line in lines]
-        except (ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be used (%s), so the parts that it lists are read", name, error)
-        return []
+
+def stored_parts(folder: Folder, name: str, fingerprint: str) -> list[Part]:
+    """Parts that a file in `_parts/` knows; none if it is damaged or of another run."""
+    try:
+        head, *lines = (folder.read(name) or b"").splitlines()
+        if json.loads(head)["fingerprint"] == fingerprint:
+            return [Part(**json.loads(line)) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be used (%s), so the parts that it lists are read", name, error)
+    return []
 
 
 class _Exact(int):

@@ -80,7 +80,9 @@ class ShardLines:
     def start(self, num_rows: int, num_shards: int, done: Collection[Listed]) -> None:
         """Say what there is to do."""
         self.num_shards, self.num_done = num_shards, len(done)
-        log.info("%s rows, %s shards, %s of them already done", f"{num_rows:,}", num_shards, len(done))
+        fields = {"rows": num_rows, "shards": num_shards, "done": len(done)}
+        words = "%s rows, %s shards, %s of them already done"
+        log.info(words, f"{num_rows:,}", num_shards, len(done), extra={"fields": fields})
 
     def part(self, part: Part) -> None:
         """One line."""
@@ -94,7 +96,21 @@ class ShardLines:
             part.seconds,
             self.num_done,
             self.num_shards,
+            extra={"fields": self._fields(part)},
         )
+
+    def _fields(self, part: Part) -> dict[str, object]:
+        """The same and more, for logs that machines read."""
+        return {
+            "part": part.key,
+            "rows": part.rows,
+            "errors": part.rows - part.ok,
+            "tokens": part.generated_tokens,
+            "seconds": round(part.seconds, 3),
+            "engine_s": round(part.engine_s, 3),
+            "done": self.num_done,
+            "shards": self.num_shards,
+        }
 
 
 class Bar:

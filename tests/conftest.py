@@ -10,6 +10,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["RAY_AUTH_MODE"] = "token"  # a process keeps the mode and the token of its first Ray
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # all on loopback, whoever imports Ray first
 
 from pathlib import Path
 

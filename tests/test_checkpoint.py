@@ -63,6 +63,7 @@ def test_demo_is_the_model_in_the_package() -> None:
         digests={name: sha256(DEMO / name) for name in names},
         num_positions=128,
         num_layers=3,
+        hidden_size=64,
         vocab_size=768,
         eos_token_ids=(767,),
         bos_token_id=767,

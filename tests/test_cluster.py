@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import torch
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
 
 from pipeline import job
-from pipeline.cluster import KILLED, NO_MEMORY, RayExecutor, RayPool, Replica, cause_of
+from pipeline.cluster import IDLE_GPU, KILLED, NO_MEMORY, RayExecutor, RayPool, Replica, cause_of
 from pipeline.config import Job, RunConfig
 from pipeline.dispatch import Dispatcher
 from pipeline.errors import ConfigError, ModelError, StoppedError, StorageError
@@ -292,16 +293,21 @@ def test_a_full_disk_on_the_replica_is_a_storage_error(source: Path, tmp_path: P
 
 
 def which_gpu(marker: Path, _setup: Setup, _tokenizer: Tokenizer) -> EchoEngine:
-    (marker / f"{os.getpid()}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+    """An engine that has torch, as a real one would."""
+    threads = importlib.import_module("torch").get_num_threads()
+    (marker / f"{os.getpid()}").write_text(f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}, {threads} thread")
     return EchoEngine()
 
 
-def test_each_replica_is_pinned_to_a_gpu_of_its_own_where_there_are_gpus(source: Path, tmp_path: Path) -> None:
+def test_each_replica_is_pinned_to_a_gpu_of_its_own_and_one_that_cannot_use_it_says_so(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     marker = tmp_path / "marker"
     marker.mkdir()
     work = make_job(source, tmp_path / "out")
     job.run(work, RayExecutor(work.run), engine_maker=partial(which_gpu, marker))
-    assert sorted(path.read_text() for path in marker.iterdir()) == ["0", "1"]
+    assert sorted(path.read_text() for path in marker.iterdir()) == ["0, 1 thread", "1, 1 thread"]
+    assert caplog.text.count(IDLE_GPU) == 1  # the GPUs are logical ones
 
 
 def test_more_replicas_than_the_cluster_can_hold_are_refused_and_not_waited_for(source: Path, tmp_path: Path) -> None:
@@ -310,6 +316,8 @@ def test_more_replicas_than_the_cluster_can_hold_are_refused_and_not_waited_for(
         job.run(work, RayExecutor(RunConfig(replicas=3)), engine_maker=echo)
     with pytest.raises(ConfigError, match="room for 4"):
         job.run(work, RayExecutor(RunConfig(replicas=5, gpus_per_replica=0)), engine_maker=echo)
+    with pytest.raises(ConfigError, match=r"1 CPU and 1 L4 GPUs each.*room for 0 .*4 CPUs and 2 GPUs: no L4"):
+        job.run(work, RayExecutor(RunConfig(accelerator_type="L4")), engine_maker=echo)
     fractions = make_job(source, tmp_path / "fractions")
     job.run(fractions, RayExecutor(RunConfig(replicas=4, gpus_per_replica=0.5)), engine_maker=echo)
     assert read_output(tmp_path / "fractions").num_rows == len(PROMPTS) * 3

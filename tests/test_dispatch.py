@@ -10,7 +10,7 @@ from itertools import count
 
 import pytest
 
-from pipeline.dispatch import HUNG, Begun, Died, Dispatcher, Event, Finished, Started
+from pipeline.dispatch import HUNG, Begun, Died, Dispatcher, Event, Finished, Pulse, Started
 from pipeline.errors import ClusterError, StoppedError
 from pipeline.health import LOADING_S, SLACK_S, SLOWEST_STEP_S, TOLERANCE, delay_s
 from pipeline.ledger import Ledger, Work
@@ -324,3 +324,31 @@ def test_every_death_is_logged_with_its_place(caplog: pytest.LogCaptureFixture) 
 def test_ten_thousand_shards_and_sixty_four_replicas_take_no_time() -> None:
     world = World(places=lambda now: 64, seconds=lambda work: 60.0)
     assert len(run(world, shards(10_000, rows=1))) == 10_000
+
+
+@dataclass
+class Ear:
+    """A listener that remembers."""
+
+    pulses: list[Pulse] = field(default_factory=list)
+    deaths: list[RowError] = field(default_factory=list)
+
+    def pulse(self, pulse: Pulse) -> None:
+        self.pulses.append(pulse)
+
+    def death(self, cause: RowError) -> None:
+        self.deaths.append(cause)
+
+
+def test_a_listener_hears_of_replicas_and_shards_in_each_turn_and_of_every_death() -> None:
+    ear = Ear()
+    list(dispatcher(World(), shards(3), listener=ear).run())
+    assert ear.pulses[:3] == [
+        Pulse(1001.0, 1, 0, 0, 3, 0),
+        Pulse(1002.0, 1, 0, 0, 1, 2),  # it runs and was given work, but has not come to it: it may load a model
+        Pulse(1002.0, 0, 1, 0, 1, 2),
+    ]
+    assert ear.pulses[-1] == Pulse(1005.0, 0, 0, 1, 0, 0)
+    assert ear.deaths == []
+    list(dispatcher(World(deadly=frozenset({3})), shards(2), listener=ear).run())
+    assert ear.deaths == [CRASH] * 8  # the row met in wholes, halves and alone

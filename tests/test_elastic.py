@@ -42,6 +42,7 @@ class TurnstileEngine(EchoEngine):
 
 
 def turnstile(folder: Path, _setup: Setup, _tokenizer: Tokenizer) -> TurnstileEngine:
+    (folder / f"{os.getpid()}.node").write_text(ray.get_runtime_context().get_node_id())
     with (folder / "arrivals").open("wb", buffering=0) as arrivals:
         arrivals.write(b"x")
     return TurnstileEngine(folder / "tickets")
@@ -83,10 +84,10 @@ def cluster() -> Iterator[Cluster]:
         gc.collect()
 
 
-def run_while(tmp_path: Path, change: Callable[[Door], None]) -> None:
+def run_while(tmp_path: Path, change: Callable[[Door], None], **run: object) -> None:
     """Do a job of 20 shards in a thread, for only this one can add nodes; the bytes must be those of a quiet run."""
     source = write_prompts(tmp_path / "prompts.parquet", PROMPTS)
-    works = [make_job(source, tmp_path / name, run={"shard_rows": 2}) for name in ("quiet", "out")]
+    works = [make_job(source, tmp_path / name, run={"shard_rows": 2, **run}) for name in ("quiet", "out")]
     run_echo(works[0])
     door = Door(tmp_path)
     with ThreadPoolExecutor(1) as thread:
@@ -99,6 +100,11 @@ def run_while(tmp_path: Path, change: Callable[[Door], None]) -> None:
             door.admit(1000)  # whatever happened, the run must end
         running.result()
     assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "quiet")
+
+
+def places(tmp_path: Path) -> list[str]:
+    """The nodes on which replicas started."""
+    return sorted(path.read_text() for path in tmp_path.glob("*.node"))
 
 
 @pytest.mark.parametrize("graceful", [False, True])
@@ -124,3 +130,25 @@ def test_one_three_and_one_replica_again(cluster: Cluster, tmp_path: Path) -> No
             cluster.remove_node(node)
 
     run_while(tmp_path, change)
+
+
+def test_replicas_spread_over_the_nodes_that_have_their_labels(cluster: Cluster, tmp_path: Path) -> None:
+    nodes = [cluster.add_node(**NODE, labels={"ray.io/market-type": "spot"}) for _ in range(2)]
+    only_spot = {"label_selector": {"ray.io/market-type": "spot"}}
+    run_while(tmp_path, lambda door: door.await_arrivals(2), replicas=2, gpus_per_replica=0, **only_spot)
+    assert places(tmp_path) == sorted(node.node_id for node in nodes)
+    for node in nodes:
+        cluster.remove_node(node)
+
+
+def test_with_autoscaling_replicas_wait_for_a_node_that_can_hold_them(cluster: Cluster, tmp_path: Path) -> None:
+    nodes: list[Any] = []
+
+    def change(door: Door) -> None:
+        nodes.append(cluster.add_node(**NODE, labels={"zone": "late"}))
+        door.await_arrivals(1)
+
+    late = {"label_selector": {"zone": "late"}}
+    run_while(tmp_path, change, autoscaling=True, replicas=1, gpus_per_replica=1, **late)
+    assert places(tmp_path) == [nodes[0].node_id]
+    cluster.remove_node(nodes[0])

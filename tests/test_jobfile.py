@@ -536,9 +536,8 @@ def test_a_wrong_key_of_a_strategy_is_told_with_a_way_out(
         (
             "output:",
             "run:\noutput:",
-            "`run` must be a mapping (optional: `replicas`, `gpus_per_replica`, `shard_rows`, `batch_rows`, "
-            "`cache_gib`, `max_error_rate`, "
-            "`grace_s`), but is None",
+            "`run` must be a mapping (optional: `replicas`, `gpus_per_replica`, `accelerator_type`, `label_selector`, "
+            "`autoscaling`, `shard_rows`, `batch_rows`, `cache_gib`, `max_error_rate`, `grace_s`), but is None",
             "Leave it out for the default.",
         ),
         (

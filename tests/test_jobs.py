@@ -227,7 +227,7 @@ def test_what_is_wrong_is_one_message_and_exit_code_2(
 def test_an_unreachable_cluster_is_one_message_and_exit_code_4(job_file: Path, tmp_path: Path) -> None:
     done = batchgen("run", job_file, "--output", tmp_path / "out", RAY_ADDRESS="127.0.0.1:9")
     assert done.returncode == 4
-    assert "no Ray cluster can be used at RAY_ADDRESS=127.0.0.1:9" in done.stderr
+    assert "no Ray cluster is at RAY_ADDRESS=127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -14,10 +14,10 @@ ROOT = Path(__file__).parent.parent / "pipeline"
 # From the top down; a module may import modules of lower layers, and of its own where listed in `SIBLINGS`.
 LAYERS = [
     {"cli"},
-    {"cli_compare", "cli_look", "cli_read"},
+    {"cli_compare", "cli_look", "cli_read", "cli_watch"},
     {"cli_shared"},
-    {"report"},
-    {"compare_screen", "next_screen", "steps_screen", "tokenise_screen", "verify_screen"},
+    {"report", "plan_screen"},
+    {"compare_screen", "next_screen", "status_screen", "steps_screen", "tokenise_screen", "verify_screen"},
     {"painting"},
     {"api"},
     {"cluster", "preview", "generator", "notebook"},
@@ -27,10 +27,11 @@ LAYERS = [
     {"head", "display"},
     {"readers"},
     {"newest"},
-    {"verify", "replay", "retry"},
+    {"verify", "replay", "retry", "status", "forecast"},
+    {"calibration"},
     {"dispatch", "rescore", "retries"},
     {"health", "reopen", "proofs", "statistics"},
-    {"ledger", "lifeline", "recorded"},
+    {"access", "ledger", "lifeline", "placement", "recorded"},
     {"job", "leftovers"},
     {"manifest", "lease", "terminal"},
     {"plan"},
@@ -40,8 +41,8 @@ LAYERS = [
     {"resolve"},
     {"dataset", "tokenizer", "checkpoint", "engine", "writer", "metrics", "storage", "jobfile"},
     {"config", "stops"},
-    {"records", "schema", "grid", "reasons"},
-    {"strategies", "errors", "faults"},
+    {"records", "schema", "grid", "reasons", "submitted"},
+    {"strategies", "errors", "faults", "pace", "json_logs"},
 ]
 
 
@@ -56,7 +57,7 @@ def room(module: str) -> str:
     for part in ("input_", "text_files", "arrow_files", "hub_dataset"):
         if name.startswith(part):
             return "dataset"
-    for part in ("jobfile", "storage"):
+    for part in ("jobfile", "storage", "cluster"):
         if name.startswith(part):
             return part
     return name

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline import job
@@ -28,6 +32,8 @@ strategies: [{name: greedy, type: greedy, max_new_tokens: 8}]
 run: {shard_rows: 1, replicas: 1}
 """
 
+SECRET = "a-key-of-the-store"
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -35,7 +41,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head() -> Iterator[JobSubmissionClient]:
     """A Ray head of its own, on ports that no other on this machine has."""
     ports = {
@@ -51,12 +57,20 @@ def head() -> Iterator[JobSubmissionClient]:
     options = [f"--{name}={port}" for name, port in ports.items()]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2", *options]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        command,
+        env=os.environ | {"AWS_SECRET_ACCESS_KEY": SECRET},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
     )
     try:
         assert process.stdout is not None
         assert any("Ray runtime started" in line for line in process.stdout)
-        yield JobSubmissionClient(f"http://127.0.0.1:{ports['dashboard-port']}")
+        with pytest.MonkeyPatch.context() as environ:
+            environ.setenv("RAY_ADDRESS", f"127.0.0.1:{ports['port']}")
+            environ.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{ports['dashboard-port']}")
+            yield JobSubmissionClient(os.environ["RAY_API_SERVER_ADDRESS"])
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -94,3 +108,85 @@ def test_a_job_that_is_stopped_and_submitted_again_ends_with_the_bytes_of_an_und
     assert re.search(rf"{len(kept)} of them already done", printed)
     assert kept.items() <= part_bytes(tmp_path / "undisturbed").items()
     assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "undisturbed")
+
+
+def submit(submission_id: str, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+    """`ray job submit` of this folder, from a terminal that is none."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--submission-id", submission_id]
+    command += ["--working-dir", str(ROOT), "--", sys.executable, "-m", *entrypoint]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def last_line(printed: str) -> dict[str, object]:
+    """The line for scripts; of a job that failed Ray prints the end of the log twice."""
+    line = re.findall(r"^BATCHGEN (.*)$", printed, re.MULTILINE)[-1]
+    outcome: dict[str, object] = json.loads(line)
+    return outcome
+
+
+def test_the_documented_submit_does_a_job_once_and_gives_no_secret_away(
+    head: JobSubmissionClient, tmp_path: Path
+) -> None:
+    source = write_prompts(tmp_path / "prompts.parquet", ["The quiet fox", "Every bee", "Today"])
+    (tmp_path / "job.yaml").write_text(JOB % (source, "out"))
+    generate = ("jobs.generate", str(tmp_path / "job.yaml"))
+
+    relative = submit("relative", *generate)
+    assert relative.returncode == 1
+    assert "output.path must not be relative in a submitted job, but is 'out'" in relative.stdout
+    assert last_line(relative.stdout) == {"exit_code": 2, "result": "config or input refused"}
+    assert head.get_job_info("relative").driver_exit_code == 2
+
+    done = submit("once", *generate, "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stdout
+    assert last_line(done.stdout) == {"exit_code": 0, "result": "done"}
+    assert len(re.findall(r"part-0000\d\.parquet", done.stdout)) == 3  # a line per shard
+    assert not re.search(r"\r|█|━|it/s", done.stdout)
+
+    again = submit("once", *generate, "--output", str(tmp_path / "other"))
+    assert again.returncode != 0
+    assert "once already exists" in again.stdout + again.stderr
+    assert not (tmp_path / "other").exists()
+
+    verified = submit("verify", "jobs.verify", str(tmp_path / "out"))
+    assert last_line(verified.stdout) == {"exit_code": 0, "result": "done"}
+
+    told = [relative.stdout, done.stdout, verified.stdout, str([vars(job) for job in head.list_jobs()])]
+    kept = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    for secret in (SECRET, os.environ["RAY_AUTH_TOKEN"]):
+        assert not any(secret in text for text in told)
+        assert not any(secret.encode() in data for data in kept)
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        ({"RAY_AUTH_MODE": "disabled"}, "it may ask for a token: `export RAY_AUTH_MODE=token`"),
+        ({"RAY_AUTH_TOKEN": "another" * 5}, "its token may be another than that of RAY_AUTH_TOKEN"),
+    ],
+)
+def test_a_cluster_that_does_not_let_the_command_in_is_explained(
+    head: JobSubmissionClient, tmp_path: Path, shown: dict[str, str], words: str
+) -> None:
+    source = write_prompts(tmp_path / "prompts.parquet", ["Today"])
+    (tmp_path / "job.yaml").write_text(JOB % (source, tmp_path / "out"))
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.generate", str(tmp_path / "job.yaml")],
+        env=os.environ | shown | {"RAY_NUM_REDIS_GET_RETRIES": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, last_line(done.stdout)["exit_code"]) == (4, 4)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_code_travels_without_what_git_ignores(tmp_path: Path) -> None:
+    create_package(str(ROOT), tmp_path / "code.zip", True, excludes=get_runtime_env_default_excludes())
+    with zipfile.ZipFile(tmp_path / "code.zip") as package:
+        names = package.namelist()
+        assert {"jobs/generate.py", "pipeline/demo/model.safetensors"} <= set(names)
+        assert not [name for name in names if name.startswith((".git/", ".venv/", "out/"))]
+        assert sum(item.file_size for item in package.infolist()) < 8 << 20

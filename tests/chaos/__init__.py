@@ -4,3 +4,7 @@
 `world` has the processes, nodes and stores that can be killed, and `play` goes through a scenario and compares what is
 left with the undisturbed run. `python -m tests.chaos` plays many and counts.
 """
+
+import os
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # nodes and drivers on loopback, whoever imports Ray first
