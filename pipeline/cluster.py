@@ -26,7 +26,7 @@ from pipeline.config import RunConfig
 from pipeline.dispatch import Begun, Died, Dispatcher, Event, Finished, Started
 from pipeline.errors import BatchgenError, ClusterError, ConfigError
 from pipeline.ledger import Ledger, Work
-from pipeline.lifeline import Lifeline, check_listening
+from pipeline.lifeline import Lifeline, check_listening, check_owner
 from pipeline.placement import Need, Node, check_room, room
 from pipeline.records import RowError
 from pipeline.shard import Part, Shard, Worker
@@ -158,6 +158,7 @@ class RayPool:
             died = Died(replica, cause_of(error), _words(error), is_certain=True)
             self._show(died.cause, error)
         except RayError as error:  # a death, whatever Ray calls it
+            check_owner(str(error))
             self.check_ray()
             died = Died(replica, cause_of(error), _words(error))
         self.kill(replica)  # after an error of the engine the process is not trusted; after a death it may still linger

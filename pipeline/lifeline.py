@@ -14,6 +14,11 @@ from dataclasses import dataclass
 from pipeline.errors import ClusterError
 
 HEAD_PATIENCE_S = 20.0  # it may be started again; Ray itself waits for a minute
+MACHINE = "the Ray of this machine"
+GONE = (
+    "{name} is gone: {why}. Finished parts are kept; it is safe to run the same command again, once Ray runs if it was "
+    "not started by this command."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class Lifeline:
         Raises:
             ClusterError: one of them is not.
         """
-        self._await(self.raylet, "the Ray of this machine", 0)
+        self._await(self.raylet, MACHINE, 0)
         self._await(self.head, "the head of the Ray cluster", HEAD_PATIENCE_S)
 
     def _await(self, address: str, name: str, patience_s: float) -> None:
@@ -40,12 +45,17 @@ class Lifeline:
                 return check_listening(address)
             except OSError as error:
                 if waited_s >= patience_s:
-                    raise ClusterError(
-                        f"{name} is gone: nobody answers at {address} any more ({error}). Finished parts are kept; it "
-                        "is safe to run the same command again, once Ray runs if it was not started by this command."
-                    ) from error
+                    why = f"nobody answers at {address} any more ({error})"
+                    raise ClusterError(GONE.format(name=name, why=why)) from error
             self.sleep(1)
             waited_s += 1
+
+
+def check_owner(words: str) -> None:
+    """Raise ClusterError where Ray's `words` on the death of an actor take the living driver for dead: then its raylet
+    is, even if it was there a moment ago, and most of what the driver could ask of Ray would end it."""
+    if "owner has died" in words:
+        raise ClusterError(GONE.format(name=MACHINE, why="the cluster takes this driver's node for dead"))
 
 
 def check_listening(address: str) -> None:
