@@ -1336,7 +1336,7 @@ def test_the_schema_is_draft_7_and_needs_nothing_beside_it() -> None:
 
 
 def test_every_property_is_described_and_no_other_is_allowed() -> None:
-    found = objects(json_schema())
+    found = [schema for schema in objects(json_schema()) if "properties" in schema]  # `label_selector` has any
     # The job, 5 sections, 7 strategies with their grids, and `sequence_bias` in all of these but `score`.
     assert [schema["additionalProperties"] for schema in found] == [False] * (1 + 5 + 7 * 2 + 6 * 2)
     undescribed = [
