@@ -23,7 +23,7 @@ from pipeline import __version__
 from pipeline.cli_compare import compare
 from pipeline.cli_look import head, preview, show, tokenize
 from pipeline.cli_read import card, explode
-from pipeline.cli_shared import EXIT_WRONG, STOPPED_RUN, echo_json, exit_codes, texts, waiting
+from pipeline.cli_shared import EXIT_WRONG, STOPPED_RUN, echo_json, exit_codes, texts, waiting, with_output
 from pipeline.cli_watch import plan, status
 from pipeline.errors import ErrorRateError
 
@@ -66,8 +66,7 @@ def run(job_file: Path, output: str | None, overrides: tuple[str, ...], log_json
         from pipeline.jobfile import load_job
         from pipeline.submitted import check_output
 
-        output_override = [f"output.path={json.dumps(output, ensure_ascii=False)}"] if output is not None else []
-        loaded = load_job(job_file, [*overrides, *output_override])
+        loaded = load_job(job_file, with_output(overrides, output))
         check_output(loaded.output.path, os.environ)
         with _progress(log_json) as progress:
             finished = job.run(loaded, RayExecutor(loaded.run), progress)

@@ -39,6 +39,11 @@ def exit_codes(stopped: str = "stopped.") -> Iterator[None]:
         sys.exit(EXIT_INTERRUPTED)
 
 
+def with_output(overrides: Sequence[str], output: str | None) -> list[str]:
+    """Overrides as `--set` takes them, `--output` among them; it comes last and wins."""
+    return [*overrides, *([f"output.path={json.dumps(output, ensure_ascii=False)}"] if output is not None else [])]
+
+
 def echo_json(document: dict[str, Any]) -> None:
     """One JSON document on stdout, with exact text and the version of its shape first."""
     click.echo(json.dumps({"schema": 1} | document, ensure_ascii=False))

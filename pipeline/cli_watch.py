@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -11,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli_shared import EXIT_STOPPED, echo_json, exit_codes
+from pipeline.cli_shared import EXIT_STOPPED, echo_json, exit_codes, with_output
+from pipeline.errors import ErrorRateError
 
 if TYPE_CHECKING:
     from pipeline.status import Observer, Status
 
-EXIT_TOO_MANY_ERRORS = 3
 EXIT_UNFINISHED = 6
 
 
@@ -46,8 +45,7 @@ def plan(
         from pipeline.plan import make_plan
         from pipeline.plan_screen import print_forecast
 
-        output_override = [f"output.path={json.dumps(output, ensure_ascii=False)}"] if output is not None else []
-        planned = make_plan(load_job(job_file, [*overrides, *output_override]))
+        planned = make_plan(load_job(job_file, with_output(overrides, output)))
         folder = checked_output(planned)
         found = forecast(planned, folder, sample)
         if is_calibrating:
@@ -97,5 +95,5 @@ def _looks(observer: Observer, interval_s: float) -> Iterator[Status]:
 
 def _exit_status(seen: Status) -> int:
     if seen.is_past_max_error_rate and seen.state in ("finished", "failed"):
-        return EXIT_TOO_MANY_ERRORS
-    return {"finished": 0, "stopped": EXIT_STOPPED, "failed": EXIT_TOO_MANY_ERRORS}.get(seen.state, EXIT_UNFINISHED)
+        return ErrorRateError.exit_code
+    return {"finished": 0, "stopped": EXIT_STOPPED, "failed": ErrorRateError.exit_code}.get(seen.state, EXIT_UNFINISHED)

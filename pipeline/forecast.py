@@ -20,7 +20,7 @@ from pipeline.prompts import Prompt
 from pipeline.records import RowError
 from pipeline.shard import NO_ROWS, Pair, Setup, make_pairs, make_prompts
 from pipeline.storage import Folder
-from pipeline.strategies import BeamSearch, ContrastiveSearch, Score, Strategy, max_steps, num_rows
+from pipeline.strategies import BeamSearch, Score, Strategy, max_steps, num_rows, num_slots
 
 SAMPLED_ROWS = 1000
 SPANS = 8  # that a sample is made of, spread over the input
@@ -258,29 +258,20 @@ def _cache(plan: Plan, pairs: Sequence[tuple[Pair, Prompt]]) -> CacheNeeds | Non
         for pair, prompt in running
         if not isinstance(prompt.token_ids, RowError)
     )
-    widest = max(_width(pair.strategy) for pair, _ in running)
-    in_shard = plan.shard_rows * sum(_num_slots(each) for each in plan.strategies)
+    widest = max(_slots(pair.strategy) for pair, _ in running)
+    in_shard = plan.shard_rows * sum(_slots(each) * _num_units(each) for each in plan.strategies)
     affordable = int(plan.job.run.cache_gib * 2**30) // (token_bytes * positions)
     return CacheNeeds(token_bytes, positions, max(widest, min(plan.job.run.batch_rows, affordable, in_shard)))
 
 
-def _width(strategy: Strategy) -> int:
-    """Rows that must be decoded together: beams, candidates, and their twins under guidance."""
-    match strategy:
-        case Score():
-            return 0
-        case BeamSearch():
-            rows = strategy.num_beams
-        case ContrastiveSearch():
-            rows = strategy.top_k
-        case _:
-            rows = 1
-    return rows * (1 if strategy.guidance_scale in (None, 1) else 2)
+def _slots(strategy: Strategy) -> int:
+    """Rows that must be decoded together."""
+    return 0 if isinstance(strategy, Score) else num_slots(strategy)
 
 
-def _num_slots(strategy: Strategy) -> int:
-    """Rows that decoding an input row takes."""
-    return _width(strategy) * (1 if isinstance(strategy, BeamSearch) else num_rows(strategy))
+def _num_units(strategy: Strategy) -> int:
+    """How often: every sample runs alone, all beams run together."""
+    return 1 if isinstance(strategy, BeamSearch) else num_rows(strategy)
 
 
 def _takes(plan: Plan, num_done: int, device: str, trials: Sequence[Trial]) -> Takes:

@@ -419,6 +419,23 @@ def num_rows(strategy: Strategy) -> int:
             return 1
 
 
+def is_guided(strategy: Decoding) -> bool:
+    """Whether a row runs beside a twin after the negative prompt."""
+    return strategy.guidance_scale not in (None, 1)
+
+
+def num_slots(strategy: Decoding) -> int:
+    """Most rows that must be decoded together: beams or candidates, and their twins."""
+    match strategy:
+        case BeamSearch():
+            rows = strategy.num_beams
+        case ContrastiveSearch():
+            rows = strategy.top_k
+        case _:
+            rows = 1
+    return rows * (2 if is_guided(strategy) else 1)
+
+
 def max_steps(strategy: Decoding, num_prompt_tokens: int) -> int:
     """Most tokens the strategy lets a prompt of this length generate; `max_length` counts the prompt, per row."""
     match strategy:

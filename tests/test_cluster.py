@@ -30,6 +30,7 @@ from pipeline.shard import Part, Setup, Shard, Worker, open_worker
 from pipeline.storage import LocalFolder
 from pipeline.tokenizer import Tokenizer
 from tests.flows import EchoEngine, echo, make_job, part_bytes, read_output, run_echo, write_prompts
+from tests.local_ray import local_ray
 
 PROMPTS = ["The quiet fox", "Every bee", "", "I skip across the", "Today", "Count: one, two,", "In the stable"] * 3
 
@@ -37,11 +38,8 @@ PROMPTS = ["The quiet fox", "Every bee", "", "I skip across the", "Today", "Coun
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
     """One local Ray for the module, with more logical CPUs than cores and two logical GPUs."""
-    ray.init(
-        address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=4, num_gpus=2):
+        yield
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import ray
 
 from pipeline import job
 from pipeline.cluster import RayExecutor
@@ -14,6 +13,7 @@ from pipeline.records import Request, Response
 from pipeline.shard import Setup
 from pipeline.tokenizer import Tokenizer
 from tests.flows import EchoEngine, make_job, part_bytes, read_output, run_echo, write_prompts
+from tests.local_ray import local_ray
 
 GIB = 1 << 30
 
@@ -31,16 +31,8 @@ def tight_ray() -> Iterator[None]:
     if now["MemAvailable"] < 6 * GIB:
         pytest.skip("needs 6 GiB of free memory")
     limit = (now["MemTotal"] - now["MemAvailable"] + 2 * GIB) / now["MemTotal"]
-    ray.init(
-        address="local",
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _system_config={"memory_usage_threshold": limit, "memory_monitor_refresh_ms": 50},
-    )
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=1, memory_usage_threshold=limit, memory_monitor_refresh_ms=50):
+        yield
 
 
 class HungryEngine(EchoEngine):

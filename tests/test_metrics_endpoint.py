@@ -23,6 +23,7 @@ from pipeline.cluster_metrics import DriverMetrics
 from pipeline.dispatch import Pulse
 from pipeline.shard import Part
 from tests.flows import echo, make_job, write_prompts
+from tests.local_ray import local_ray
 from tests.test_cluster import dying, on_ray
 
 DASHBOARD = Path(__file__).parent.parent / "docs" / "grafana.json"
@@ -34,17 +35,9 @@ Samples = dict[str, dict[str, float]]
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     """The metrics endpoint of a local Ray that reports twice a second."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _system_config={"metrics_report_interval_ms": 500},
-    )
-    node = ray.nodes()[0]
-    yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    ray.shutdown()
+    with local_ray(num_cpus=2, metrics_report_interval_ms=500):
+        node = ray.nodes()[0]
+        yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
 def scrape(endpoint: str) -> Samples:

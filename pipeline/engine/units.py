@@ -13,7 +13,7 @@ from pipeline.engine.hypothesis import Ending, completion
 from pipeline.engine.single import Single
 from pipeline.engine.turn import State, Unit
 from pipeline.records import Completion, Request, RowError
-from pipeline.strategies import BeamSearch, ContrastiveSearch, Decoding, Score, max_steps
+from pipeline.strategies import BeamSearch, ContrastiveSearch, Decoding, Score, is_guided, max_steps, num_slots
 
 
 class Limits(NamedTuple):
@@ -39,10 +39,8 @@ def make_units(index: int, request: Request, num_alternatives: int, limits: Limi
     runs_last = isinstance(strategy, ContrastiveSearch)  # everywhere else the last token is never fed
     before = max(map(len, prompts)) - (not runs_last)
     ending = _ending(strategy, len(request.prompt_token_ids), limits.num_positions - before, limits)
-    num_slots = _num_running(strategy) * len(prompts)
-    units = [
-        Unit(index, prompts, num_slots, before + ending.limit, state) for state in _states(request, strategy, ending)
-    ]
+    slots, positions = num_slots(strategy), before + ending.limit
+    units = [Unit(index, prompts, slots, positions, state) for state in _states(request, strategy, ending)]
     if ending.limit < 1:
         for unit in units:
             unit.result = _nothing(strategy, ending, num_alternatives, len(request.seeds) // len(units))
@@ -63,9 +61,7 @@ def _nothing(
 
 def _prompts(prompt: tuple[int, ...], strategy: Decoding) -> tuple[tuple[int, ...], ...]:
     """The prompt, and under guidance the negative one: by default the last token, as in transformers."""
-    if strategy.guidance_scale in (None, 1):
-        return (prompt,)
-    return prompt, strategy.negative_prompt_ids or prompt[-1:]
+    return (prompt, strategy.negative_prompt_ids or prompt[-1:]) if is_guided(strategy) else (prompt,)
 
 
 def _ending(strategy: Decoding, num_prompt_tokens: int, room: int, limits: Limits) -> Ending:
@@ -86,17 +82,6 @@ def _ending(strategy: Decoding, num_prompt_tokens: int, room: int, limits: Limit
     if isinstance(strategy, BeamSearch) and strategy.force_words_ids:
         ending = replace(ending, forced_words=forced_words(strategy.force_words_ids))
     return ending
-
-
-def _num_running(strategy: Decoding) -> int:
-    """Most rows that a unit runs at once."""
-    match strategy:
-        case BeamSearch():
-            return strategy.num_beams
-        case ContrastiveSearch():
-            return strategy.top_k
-        case _:
-            return 1
 
 
 def _states(request: Request, strategy: Decoding, ending: Ending) -> list[State]:

@@ -14,7 +14,7 @@ from pipeline.proofs.columns import Problem
 from pipeline.proofs.steps import Steps
 from pipeline.recorded import Recorded, RecordedModel, Vocabulary
 from pipeline.stops import find_stop
-from pipeline.strategies import ContrastiveSearch, Decoding, NextToken, Score, Strategy, max_steps
+from pipeline.strategies import ContrastiveSearch, Decoding, NextToken, Score, Strategy, is_guided, max_steps
 from pipeline.tokenizer import text_of
 
 KEYS = (
@@ -129,22 +129,18 @@ class Ended(NamedTuple):
 
     def _room(self, strategy: Decoding, model: RecordedModel) -> int:
         """Tokens that the model's positions leave; at least that many under a negative prompt given as text."""
-        negative = len(strategy.negative_prompt_ids) if _is_guided(strategy) else 0
+        negative = len(strategy.negative_prompt_ids) if is_guided(strategy) else 0
         feeds_last = isinstance(strategy, ContrastiveSearch)
         return model.num_positions + (not feeds_last) - max(self.num_prompt_tokens, negative)
 
     def _may_be_context(self, strategy: Decoding, model: RecordedModel) -> bool:
         """Whether a longer negative prompt, whose length in tokens is not known here, may have ended it."""
-        is_unsure = _is_guided(strategy) and strategy.negative_prompt is not None
+        is_unsure = is_guided(strategy) and strategy.negative_prompt is not None
         return is_unsure and self.reason == "context" and len(self.token_ids) < self._room(strategy, model)
 
 
 def _set_keys(strategy: Strategy, columns: Mapping[str, str]) -> list[str]:
     return [key for key in KEYS if key in columns and key in type(strategy).model_fields]
-
-
-def _is_guided(strategy: Decoding) -> bool:
-    return strategy.guidance_scale not in (None, 1)
 
 
 def _worded(size: int, reason: str, match: str | None) -> str:
