@@ -24,6 +24,7 @@ from pipeline.cli_compare import compare
 from pipeline.cli_look import head, preview, show, tokenize
 from pipeline.cli_read import card, explode
 from pipeline.cli_shared import EXIT_WRONG, STOPPED_RUN, echo_json, exit_codes, texts, waiting, with_output
+from pipeline.cli_start import init, schema
 from pipeline.cli_watch import plan, status
 from pipeline.errors import ErrorRateError
 
@@ -270,19 +271,6 @@ def retry_errors(folder: str, error_types: tuple[str, ...], as_json: bool) -> No
             raise ErrorRateError(f"that is still more than run.max_error_rate ({limits.max_error_rate:.1%}).")
 
 
-@main.command()
-def schema() -> None:
-    """Print the JSON Schema of the job file, for editors.
-
-    \b
-    batchgen schema > job.schema.json
-    # yaml-language-server: $schema=job.schema.json     (first line of the job file)
-    """
-    from pipeline.jobfile import json_schema
-
-    click.echo(json.dumps(json_schema(), indent=2))
-
-
 @contextmanager
 def _progress(as_json: bool = False) -> Iterator[Progress]:
     """A bar on a terminal, else log lines on stderr."""
@@ -337,7 +325,7 @@ def _summarise(finished: Run) -> None:
     click.echo(f'query it: {shlex.quote(sys.executable)} -c "import duckdb; print(duckdb.sql(\\"{query}\\"))"')
 
 
-for command in (plan, preview, status, head, show, tokenize, compare, explode, card):
+for command in (init, schema, plan, preview, status, head, show, tokenize, compare, explode, card):
     main.add_command(command)
 
 

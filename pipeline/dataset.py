@@ -30,7 +30,7 @@ from pipeline.text_files import Typed
 
 IDS_AT_A_TIME = 65_536
 
-__all__ = ["Dataset", "InputFile", "Slice", "read", "scan"]
+__all__ = ["Dataset", "InputFile", "Slice", "check_kept_names", "read", "scan"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def scan(config: InputConfig, other_uses: Sequence[Use] = ()) -> Dataset:
         InputError: files, columns or types are missing or wrong, or there is not a single row.
     """
     uses = [*_uses(config), *other_uses]
-    _check_kept_names(config)
+    check_kept_names(config.keep_columns)
     found = find(config.path)
     names = relative_names([file.path for file in found])
     scanned = [_scan_file(file, name, uses, config) for file, name in zip(found, names, strict=True)]
@@ -169,10 +169,14 @@ def _kept_uses(config: InputConfig) -> list[Use]:
     return [Use(column, "input.keep_columns", rule, input_columns.is_writable) for column in config.keep_columns]
 
 
-def _check_kept_names(config: InputConfig) -> None:
-    """Refuse names that are in the output already. Spark and DuckDB do not tell `Text` from `text`."""
+def check_kept_names(columns: Sequence[str]) -> None:
+    """Refuse names that are in the output already. Spark and DuckDB do not tell `Text` from `text`.
+
+    Raises:
+        InputError: such a name, or one that is not valid Unicode.
+    """
     taken = {name.casefold(): f"the output has its own `{name}`" for name in output_schema(pa.schema([])).names}
-    for column in config.keep_columns:
+    for column in columns:
         if not is_unicode(column):
             raise InputError(
                 f"`input.keep_columns` cannot have {column!r}: it is not valid Unicode. Rename the column."

@@ -93,8 +93,13 @@ def scan_csv(path: str, name: str) -> TextScan:
     return TextScan(names, index.num_rows, digest.hexdigest(), index.pack(), {})
 
 
-def scan_jsonl(path: str, name: str, kept: Collection[str]) -> TextScan:
+def scan_jsonl(path: str, name: str, kept: Collection[str] | None) -> TextScan:
     """Keys, number of records, digest and index of a JSONL file, and the types of the kept columns over all of it.
+
+    Args:
+        path: of the file.
+        name: of the file in messages.
+        kept: columns whose types are found out; None for all there are.
 
     Raises:
         InputError: a kept column holds types that do not go together, or no line is an object.
@@ -109,7 +114,7 @@ def scan_jsonl(path: str, name: str, kept: Collection[str]) -> TextScan:
             if isinstance(row, RowError):
                 continue
             names.update(dict.fromkeys(row))
-            for column in kept:
+            for column in row if kept is None else kept:
                 if column in row:
                     types[column] = _widened(types.get(column), row[column], column, record.line, name)
     if index.num_rows and not names:

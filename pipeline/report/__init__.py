@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pyarrow.compute as pc
 
-from pipeline.errors import InputError, OutputError
+from pipeline import new_file
+from pipeline.errors import InputError
 from pipeline.recorded import Recorded, open_run
 from pipeline.report import view
 from pipeline.report.gather import first_rows, shown_rows
@@ -56,14 +57,13 @@ def write_report(
 
     Raises:
         InputError: the folder holds no rows, or none of a wanted id.
-        OutputError: the file is there already.
+        OutputError: the file is there already, or cannot be written.
         ConfigError: there is no such baseline.
     """
-    if path.exists() and not may_replace:
-        raise OutputError(f"{path} is there already. Give another name with -o, or --force to replace it.")
+    new_file.check_free(path, may_replace=may_replace)
     run = open_run(folder)
     document, num_shown, num_all = _document(run, num_prompts, row_ids, baseline)
-    path.write_text(document, encoding="utf-8", newline="\n")
+    new_file.write(path, document)
     return Written(path, len(document.encode()), num_shown, num_all)
 
 
