@@ -21,10 +21,11 @@ import click
 
 from pipeline import __version__
 from pipeline.cli_compare import compare
+from pipeline.cli_complete import into_folder, only_strategy, run_folder, strategy_names
 from pipeline.cli_look import head, preview, show, tokenize
 from pipeline.cli_read import card, explode
 from pipeline.cli_shared import EXIT_WRONG, STOPPED_RUN, echo_json, exit_codes, texts, waiting, with_output
-from pipeline.cli_start import init, schema
+from pipeline.cli_start import completion, init, schema
 from pipeline.cli_watch import plan, status
 from pipeline.errors import ErrorRateError
 
@@ -47,7 +48,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.yaml")
-@click.option("--output", metavar="DIR", help="Output folder or URL, in place of output.path.")
+@into_folder
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of the job file.")
 @click.option("--log-json", is_flag=True, help="Log as JSON, one object per line.")
 def run(job_file: Path, output: str | None, overrides: tuple[str, ...], log_json: bool) -> None:
@@ -113,7 +114,7 @@ def next_(prompts: tuple[str, ...], k: int, model: str, dtype: str, ids: tuple[s
 
 
 @main.command()
-@click.argument("folder", metavar="OUT")
+@run_folder
 @click.option("--yes", is_flag=True, help="Delete them.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def gc(folder: str, yes: bool, as_json: bool) -> None:
@@ -140,7 +141,7 @@ def gc(folder: str, yes: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("folder", metavar="OUT")
+@run_folder
 @click.option("--rescore", type=click.IntRange(min=0), default=0, metavar="N", help="Ask the model again for N rows.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def verify(folder: str, rescore: int, as_json: bool) -> None:
@@ -166,9 +167,9 @@ def verify(folder: str, rescore: int, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("folder", metavar="OUT")
+@run_folder
 @click.option("--row-id", required=True, metavar="ID", help="Of the row, as in column row_id.")
-@click.option("--strategy", metavar="NAME", help="Only this strategy.")
+@only_strategy
 @click.option("--sample-index", "--sample", "sample", type=click.IntRange(min=0), metavar="N", help="Only this sample.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, as_json: bool) -> None:
@@ -196,7 +197,7 @@ def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, a
 
 
 @main.command()
-@click.argument("folder", metavar="OUT")
+@run_folder
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True, metavar="FILE"
 )
@@ -210,7 +211,12 @@ def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, a
     help="Most prompts to show; the metrics are of all rows.",
 )
 @click.option("--row-id", "row_ids", metavar="ID", multiple=True, help="Show this prompt in any case; may be repeated.")
-@click.option("--baseline", metavar="NAME", help="Strategy to compare with; default: the first greedy one.")
+@click.option(
+    "--baseline",
+    metavar="NAME",
+    shell_complete=strategy_names,
+    help="Strategy to compare with; default: the first greedy one.",
+)
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def report(
     folder: str, output: Path, num_prompts: int, row_ids: tuple[str, ...], baseline: str | None, force: bool
@@ -235,7 +241,7 @@ def report(
 
 
 @main.command("retry-errors")
-@click.argument("folder", metavar="OUT")
+@run_folder
 @click.option("--error-type", "error_types", metavar="TYPE", multiple=True, help="Only errors of this type.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def retry_errors(folder: str, error_types: tuple[str, ...], as_json: bool) -> None:
@@ -325,7 +331,7 @@ def _summarise(finished: Run) -> None:
     click.echo(f'query it: {shlex.quote(sys.executable)} -c "import duckdb; print(duckdb.sql(\\"{query}\\"))"')
 
 
-for command in (init, schema, plan, preview, status, head, show, tokenize, compare, explode, card):
+for command in (init, schema, completion, plan, preview, status, head, show, tokenize, compare, explode, card):
     main.add_command(command)
 
 

@@ -6,14 +6,20 @@ import sys
 
 import click
 
+from pipeline.cli_complete import RunFolder, strategy_names
 from pipeline.cli_shared import EXIT_WRONG, echo_json, exit_codes
 
 MAX_CHANGED, MAX_KL = 0.0, 0.001
 
 
 @click.command()
-@click.argument("folders", nargs=-1, required=True, metavar="A [B]")
-@click.option("--strategies", metavar="A,B", help="Two strategies of one run, in place of a second run.")
+@click.argument("folders", nargs=-1, required=True, metavar="A [B]", type=RunFolder())
+@click.option(
+    "--strategies",
+    metavar="A,B",
+    shell_complete=strategy_names,
+    help="Two strategies of one run, in place of a second run.",
+)
 @click.option("--max-changed", type=click.FloatRange(0, 1), metavar="SHARE", help="Of rows that may change.  [0]")
 @click.option("--max-kl", type=click.FloatRange(0), metavar="NATS", help="Of a step that saw the same text.  [0.001]")
 @click.option(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli_complete import only_strategy, run_folder
 from pipeline.cli_shared import echo_json, exit_codes, texts, waiting
 
 
@@ -40,9 +41,9 @@ def preview(job_file: Path, num_rows: int, has_steps: bool, overrides: tuple[str
 
 
 @click.command()
-@click.argument("folder", metavar="OUT")
+@run_folder
 @click.option("-n", "num_rows", type=click.IntRange(min=1), default=12, show_default=True, help="Rows to show.")
-@click.option("--strategy", metavar="NAME", help="Only this strategy.")
+@only_strategy
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, with exact text.")
 def head(folder: str, num_rows: int, strategy: str | None, as_json: bool) -> None:
     """Show the first completions of a run, finished or not.
@@ -64,9 +65,9 @@ def head(folder: str, num_rows: int, strategy: str | None, as_json: bool) -> Non
 
 
 @click.command()
-@click.argument("folder", metavar="OUT")
+@run_folder
 @click.option("--row-id", required=True, metavar="ID", help="Of the row, as in column row_id.")
-@click.option("--strategy", metavar="NAME", help="Only this strategy.")
+@only_strategy
 @click.option("--sample-index", "--sample", type=click.IntRange(min=0), metavar="N", help="Only this sample.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, with exact numbers and bytes.")
 def show(folder: str, row_id: str, strategy: str | None, sample_index: int | None, as_json: bool) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from pipeline.cli_complete import run_folder
 from pipeline.cli_shared import echo_json, exit_codes
 
 
 @click.command()
-@click.argument("folder", metavar="OUT")
+@run_folder
 @click.option("-o", "--output", "target", default="long.parquet", show_default=True, metavar="FILE", help="To write.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def explode(folder: str, target: str, as_json: bool) -> None:
@@ -32,7 +33,7 @@ def explode(folder: str, target: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("folder", metavar="OUT")
+@run_folder
 @click.option("--write", is_flag=True, help="Put it in the place of OUT/README.md.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def card(folder: str, write: bool, as_json: bool) -> None:

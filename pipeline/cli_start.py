@@ -1,4 +1,4 @@
-"""Commands for the first minutes: init, schema."""
+"""Commands for the first minutes: init, schema, completion."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 
 import click
+from click.shell_completion import get_completion_class
 
 from pipeline.cli_shared import exit_codes, waiting
 
 SCHEMA = "job.schema.json"
+COMPLETE = "_BATCHGEN_COMPLETE"  # the variable by which click knows that it is asked
 
 
 @click.command()
-@click.argument("data", nargs=-1, required=True, metavar="DATA...")
+@click.argument("data", nargs=-1, required=True, type=click.Path(), metavar="DATA...")
 @click.option(
     "-o",
     "--output",
@@ -67,6 +69,21 @@ def schema() -> None:
     # yaml-language-server: $schema=job.schema.json     (first line of the job file)
     """
     click.echo(_schema_text(), nl=False)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that lets a shell complete commands, options, folders and strategies.
+
+    \b
+    batchgen completion bash >> ~/.bashrc
+    batchgen completion zsh >> ~/.zshrc
+    batchgen completion fish > ~/.config/fish/completions/batchgen.fish
+    """
+    found = get_completion_class(shell)
+    assert found is not None, shell  # click has all three
+    click.echo(found(click.get_current_context().find_root().command, {}, "batchgen", COMPLETE).source())
 
 
 def _schema_text() -> str:

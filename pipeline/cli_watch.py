@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.cli_complete import into_folder, run_folder
 from pipeline.cli_shared import EXIT_STOPPED, echo_json, exit_codes, with_output
 from pipeline.errors import ErrorRateError
 
@@ -21,7 +22,7 @@ EXIT_UNFINISHED = 6
 
 @click.command()
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.yaml")
-@click.option("--output", metavar="DIR", help="Output folder or URL, in place of output.path.")
+@into_folder
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of the job file.")
 @click.option("--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="Input rows to look at.")
 @click.option("--calibrate", "is_calibrating", is_flag=True, help="Do a few batches here to estimate time and size.")
@@ -54,7 +55,7 @@ def plan(
 
 
 @click.command()
-@click.argument("folder", metavar="OUT")
+@run_folder
 @click.option("--watch", is_flag=True, help="Look again and again, until nobody works on the run any more.")
 @click.option("--interval", type=click.FloatRange(min=0.1), default=5, show_default=True, help="Seconds between looks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document for each look.")
