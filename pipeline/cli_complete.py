@@ -11,11 +11,12 @@ from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
+from click.types import StringParamType
 
 PLAN = "_plan.json"
 
 
-class RunFolder(click.ParamType):
+class RunFolder(StringParamType):
     """A folder or a URL, taken as it is."""
 
     name = "folder"

@@ -8,13 +8,21 @@ from pathlib import Path
 import click
 from click.shell_completion import get_completion_class
 
+from pipeline.cli_help import command
 from pipeline.cli_shared import exit_codes, waiting
 
 SCHEMA = "job.schema.json"
 COMPLETE = "_BATCHGEN_COMPLETE"  # the variable by which click knows that it is asked
 
 
-@click.command()
+@command(
+    "Make",
+    """
+    batchgen init prompts.parquet
+    batchgen init data/*.jsonl -o jobs/mine.yaml --model openai-community/gpt2
+    batchgen init prompts.csv --prompt-column question -o -
+    """,
+)
 @click.argument("data", nargs=-1, required=True, type=click.Path(), metavar="DATA...")
 @click.option(
     "-o",
@@ -29,15 +37,10 @@ COMPLETE = "_BATCHGEN_COMPLETE"  # the variable by which click knows that it is 
 @click.option("--model", default="demo", show_default=True, help="Hub id, local folder, or `demo`.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def init(data: tuple[str, ...], output: Path, prompt_column: str | None, model: str, force: bool) -> None:
-    """Write a job file for a data set, with comments that tell what is in it.
+    """Write a job file for a data set, by what is in it.
 
-    \b
-    batchgen init prompts.parquet
-    batchgen init data/*.jsonl -o jobs/mine.yaml --model openai-community/gpt2
-    batchgen init prompts.csv --prompt-column question -o -
-
-    DATA is what input.path takes: Parquet, Arrow, JSONL, CSV, folders, hf://user/set. The file is ready to run, and
-    job.schema.json beside it lets editors complete it.
+    DATA is what input.path takes: Parquet, Arrow, JSONL, CSV, folders, hf://user/set. The file has
+    comments with what was found, and is ready to run; job.schema.json beside it lets editors complete it.
     """
     with exit_codes():
         from pipeline import new_file
@@ -60,26 +63,33 @@ def init(data: tuple[str, ...], output: Path, prompt_column: str | None, model: 
         print_draft(found, [output, beside] if is_new else [output])
 
 
-@click.command()
+@command(
+    "Operate",
+    """
+    batchgen schema > job.schema.json
+    """,
+)
 def schema() -> None:
     """Print the JSON Schema of the job file, for editors.
 
-    \b
-    batchgen schema > job.schema.json
-    # yaml-language-server: $schema=job.schema.json     (first line of the job file)
+    With `# yaml-language-server: $schema=job.schema.json` as first line of a job file they complete and check it.
     """
     click.echo(_schema_text(), nl=False)
 
 
-@click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print the script that lets a shell complete commands, options, folders and strategies.
-
-    \b
+@command(
+    "Operate",
+    """
     batchgen completion bash >> ~/.bashrc
     batchgen completion zsh >> ~/.zshrc
     batchgen completion fish > ~/.config/fish/completions/batchgen.fish
+    """,
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that lets a shell complete the line.
+
+    Commands, options, files and folders, and after --strategy the strategies of the run that is on the line.
     """
     found = get_completion_class(shell)
     assert found is not None, shell  # click has all three

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "pipeline"
 LAYERS = [
     {"cli"},
     {"cli_compare", "cli_look", "cli_read", "cli_start", "cli_watch"},
-    {"cli_complete", "cli_shared"},
+    {"cli_complete", "cli_help", "cli_shared"},
     {"report", "plan_screen", "draft_screen"},
     {"compare_screen", "next_screen", "status_screen", "steps_screen", "tokenise_screen", "verify_screen"},
     {"painting"},
