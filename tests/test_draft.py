@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from jsonschema import Draft7Validator
+from ruamel.yaml import YAML
 
 from pipeline import job
 from pipeline.cli import main
@@ -269,6 +271,7 @@ def test_the_file_is_ready_to_plan_and_run(
     init(data)
     text = Path("job.yaml").read_text()
     assert [phrase for phrase in said if phrase not in text] == []
+    assert list(Draft7Validator(json_schema()).iter_errors(YAML(typ="safe").load(text))) == []
     loaded = load_job("job.yaml")
     assert loaded == draft(data).job
     assert (loaded.input.keep_columns, loaded.input.id_column) == (kept, id_column)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 from jsonschema.exceptions import best_match
+from ruamel.yaml import YAML
 
 from pipeline.config import InputConfig, Job, ModelConfig, OutputConfig, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.jobfile import json_schema, load_job, parse_job
+from pipeline.jobfile_examples import EXAMPLES
 from pipeline.jobfile_schema import strategy_types
 from pipeline.reasons import DOES, SO
 from pipeline.strategies import BeamSearch, ContrastiveSearch, Dola, Greedy, NextToken, Sampling, Score
 
+ROOT = Path(__file__).parent.parent
 JOB = """\
 model: demo
 input:
@@ -1343,6 +1347,57 @@ def test_every_property_is_described_and_no_other_is_allowed() -> None:
         key for schema in found for key, rules in schema["properties"].items() if not rules.get("description")
     ]
     assert undescribed == []
+
+
+def needs_examples(schema: Any, section: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key whose value is no choice, and its rules; not those of a grid, whose items are the strategy's own."""
+    for key, rules in schema.get("properties", {}).items():
+        is_choice = "enum" in rules or "const" in rules or "boolean" in str(rules.get("type", rules.get("anyOf")))
+        has_keys = section == "" and key in ("input", "output", "run")
+        if key != "grid" and not is_choice and not has_keys:
+            yield f"{section}{key}", rules
+        inside = [rules, rules.get("items", {}), *rules.get("anyOf", [])]
+        for each in inside if key not in ("grid", "strategies", "strategy_columns") else ():
+            yield from needs_examples(each, f"{section}{key}.")
+        for kind in rules.get("items", {}).get("allOf", []) if key == "strategies" else ():
+            yield from needs_examples(kind["then"])
+
+
+def test_every_key_that_is_no_choice_has_examples_that_keep_its_rules() -> None:
+    found = [*needs_examples(json_schema())]
+    assert [key for key, rules in found if not rules.get("examples")] == []
+    assert {key for key, _ in found} == {*EXAMPLES}
+    wrong = [
+        (key, error.message)
+        for key, rules in found
+        for example in rules["examples"]
+        for error in Draft7Validator(rules).iter_errors(example)
+    ]
+    assert wrong == []
+
+
+def yaml_of_pages() -> list[Any]:
+    """Job files of the project, and those that the pages show, whole or in part."""
+    files = [pytest.param(path.read_text(), id=path.name) for path in sorted((ROOT / "jobs").glob("*.yaml"))]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    blocks = [
+        pytest.param(block, id=f"{page.name}-{index}")
+        for page in pages
+        for index, block in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S))
+    ]
+    return [*files, *blocks]
+
+
+@pytest.mark.parametrize("text", yaml_of_pages())
+def test_what_the_pages_show_keeps_to_the_schema_and_loads(text: str) -> None:
+    shown = YAML(typ="safe", pure=True).load(text)
+    if isinstance(shown, list) or "type" in shown:
+        shown = {"strategies": shown if isinstance(shown, list) else [shown]}
+    elif "strategy_columns" in shown:
+        shown |= {"strategies": [{"name": "s", "type": "sampling", "max_new_tokens": 4}]}
+    values = {**VALUES, **shown}
+    assert list(SCHEMA.iter_errors(values)) == []
+    parse_job(values)
 
 
 def test_the_schema_is_the_callers_to_change() -> None:
