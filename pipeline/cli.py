@@ -81,7 +81,8 @@ def run(job_file: Path, output: str | None, overrides: tuple[str, ...], log_json
         if finished.error_rate > loaded.run.max_error_rate:
             raise ErrorRateError(
                 f"{finished.error_rate:.1%} of the rows are errors, more than run.max_error_rate "
-                f"({loaded.run.max_error_rate:.1%}). All results are kept; see columns error_type and error_message."
+                f"({loaded.run.max_error_rate:.1%}). All results are kept.",
+                "See columns error_type and error_message; `batchgen retry-errors` computes error rows again.",
             )
 
 
@@ -293,7 +294,10 @@ def retry_errors(folder: str, error_types: tuple[str, ...], as_json: bool) -> No
         else:
             print_retried(retried)
         if retried.num_errors > limits.max_error_rate * outlook.run.num_output_rows:
-            raise ErrorRateError(f"that is still more than run.max_error_rate ({limits.max_error_rate:.1%}).")
+            raise ErrorRateError(
+                f"that is still more than run.max_error_rate ({limits.max_error_rate:.1%}).",
+                "See columns error_type and error_message of what is left.",
+            )
 
 
 @contextmanager

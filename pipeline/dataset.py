@@ -94,7 +94,9 @@ def scan(config: InputConfig, other_uses: Sequence[Use] = ()) -> Dataset:
     scanned = [_scan_file(file, name, uses, config) for file, name in zip(found, names, strict=True)]
     files = tuple(one.file for one in scanned)
     if not any(file.num_rows for file in files):
-        raise InputError(f"`input.path` has no rows ({len(files)} files, the first {files[0].path}).")
+        raise InputError(
+            f"`input.path` has no rows ({len(files)} files, the first {files[0].path}).", "Point it at data that has."
+        )
     types = _common_types(scanned)
     others = tuple(dict.fromkeys(use.column for use in other_uses))
     dataset = Dataset(config, files, _kept_schema(config, types, files), others)
@@ -135,8 +137,8 @@ def _check_unique_ids(dataset: Dataset) -> None:
             if hash(row_id) in suspects and first_rows.setdefault(row_id, row) != row:
                 raise InputError(
                     f"id `{row_id}` stands twice in column `{dataset.config.id_column}`: in rows {first_rows[row_id]} "
-                    f"and {row} of the input. Make the ids unique, or leave input.id_column out to name rows by "
-                    "file and position."
+                    f"and {row} of the input.",
+                    "Make the ids unique, or leave input.id_column out to name rows by file and position.",
                 )
 
 
@@ -179,12 +181,12 @@ def check_kept_names(columns: Sequence[str]) -> None:
     for column in columns:
         if not is_unicode(column):
             raise InputError(
-                f"`input.keep_columns` cannot have {column!r}: it is not valid Unicode. Rename the column."
+                f"`input.keep_columns` cannot have {column!r}: it is not valid Unicode.", "Rename the column."
             )
         if column.casefold() in taken:
             raise InputError(
-                f"`input.keep_columns` cannot have `{column}`: {taken[column.casefold()]}, and case does not count. "
-                "Rename the column in the input, or leave it out."
+                f"`input.keep_columns` cannot have `{column}`: {taken[column.casefold()]}, and case does not count.",
+                "Rename the column in the input, or leave it out.",
             )
         taken[column.casefold()] = f"it has `{column}` already"
 
@@ -193,7 +195,7 @@ def _scan_file(found: FoundFile, name: str, uses: list[Use], config: InputConfig
     stamp = stamp_of(found.path)
     scanned = _scan_content(found, name, stamp, uses, config)
     if stamp_of(found.path) != stamp:
-        raise InputError(f"{found.path} changed while it was read. Wait until it is written, then start again.")
+        raise InputError(f"{found.path} changed while it was read.", "Wait until it is written, then start again.")
     return scanned
 
 
@@ -239,8 +241,8 @@ def _common_types(scanned: Iterable[_Scanned]) -> dict[str, pa.DataType]:
                 types[column] = text_files.agree(known, typed, column)
             elif typed.type != known.type:
                 raise InputError(
-                    f"column `{column}` is {known.type} in {known.place}, but {typed.type} in {typed.place}. "
-                    "Give it one type in all files."
+                    f"column `{column}` is {known.type} in {known.place}, but {typed.type} in {typed.place}.",
+                    "Give it one type in all files.",
                 )
     return {column: input_columns.plain_type(typed.type) for column, typed in types.items()}
 

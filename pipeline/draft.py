@@ -130,7 +130,7 @@ def _named(data: Survey, column: str) -> Choice:
     if column not in sources:
         fit = ", ".join(f"`{name}`" for name in sources)
         is_there = f"is {data.types[column] or 'not readable'}" if column in data.types else "is missing"
-        raise InputError(f"column `{column}` (--prompt-column) {is_there}; these can hold prompts: {fit}. Name one.")
+        raise InputError(f"column `{column}` (--prompt-column) {is_there}; these can hold prompts: {fit}.", "Name one.")
     return Choice(column, sources[column], "as named")
 
 
@@ -156,7 +156,9 @@ def _guessed(data: Survey) -> Choice:
 def _unclear(data: Survey, columns: Sequence[str], why: str) -> InputError:
     path = data.path if isinstance(data.path, str) else data.path[0]
     names = " and ".join(f"`{column}`" for column in columns)
-    return InputError(f"columns {names} of {path} {why}. Say which one has the prompts: --prompt-column {columns[0]}.")
+    return InputError(
+        f"columns {names} of {path} {why}.", f"Say which one has the prompts: --prompt-column {columns[0]}."
+    )
 
 
 def _usual(columns: Sequence[str] | Mapping[str, str], names: Sequence[str]) -> str | None:
@@ -204,7 +206,7 @@ def _sampled(data: Survey, prompt: Choice, model: Checkpoint) -> _Sampled:
     if found is None:
         first = next(each.token_ids.message for each in prompts if isinstance(each.token_ids, RowError))
         raise InputError(
-            f"column `{prompt.column}` has no prompt that can be used: {first}. Name another with --prompt-column."
+            f"column `{prompt.column}` has no prompt that can be used: {first}.", "Name another with --prompt-column."
         )
     too_long = [each for each in prompts if _num_tokens(each) > model.num_positions]
     empty = sum(each.token_ids == () for each in prompts)

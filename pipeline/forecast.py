@@ -302,5 +302,6 @@ def _check_errors(found: Forecast) -> None:
         counts = ", ".join(f"{name} {count:,}" for name, count in found.errors.items())
         raise ErrorRateError(
             f"{found.error_rate:.1%} of the {found.plan.num_output_rows:,} rows of the job would be errors ({counts}), "
-            f"more than run.max_error_rate ({limit:.1%}). Mend the input, or raise run.max_error_rate."
+            f"more than run.max_error_rate ({limit:.1%}).",
+            "Mend the input, or raise run.max_error_rate.",
         )

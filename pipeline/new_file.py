@@ -14,7 +14,7 @@ def check_free(path: Path, *, may_replace: bool) -> None:
         OutputError: it is, and may not be replaced.
     """
     if path.exists() and not may_replace:
-        raise OutputError(f"{path} is there already. Give another name with -o, or --force to replace it.")
+        raise OutputError(f"{path} is there already.", "Give another name with -o, or --force to replace it.")
 
 
 def write(path: Path, text: str) -> None:
@@ -27,4 +27,4 @@ def write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}. Give another name with -o.") from error
+        raise OutputError(f"{path} cannot be written: {error.strerror}.", "Give another name with -o.") from error

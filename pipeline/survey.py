@@ -87,8 +87,8 @@ def _any_prompts(path: str | tuple[str, ...], types: dict[str, pa.DataType | Non
             return InputConfig(path=path, token_ids_column=column)
     seen = ", ".join(f"`{column}` ({type_ or 'not readable'})" for column, type_ in types.items()) or "no columns"
     raise InputError(
-        f"no column of {first} can hold prompts, which are text or lists of token ids; found {seen}. "
-        "Write them into a column of such a type."
+        f"no column of {first} can hold prompts, which are text or lists of token ids; found {seen}.",
+        "Write them into a column of such a type.",
     )
 
 

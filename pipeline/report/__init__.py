@@ -71,7 +71,7 @@ def _document(run: Recorded, num_prompts: int, row_ids: Sequence[str], baseline:
     vocabulary = run.vocabulary()
     if vocabulary is None:
         raise InputError(
-            f"{run.folder.name} has no `_vocab.parquet`, which says what token ids mean. Run the job again."
+            f"{run.folder.name} has no `_vocab.parquet`, which says what token ids mean.", "Run the job again."
         )
     baseline = baseline_of(run.job, baseline)
     collector, picker = Collector(run, baseline), Picker(num_prompts, row_ids)
@@ -80,9 +80,9 @@ def _document(run: Recorded, num_prompts: int, row_ids: Sequence[str], baseline:
         picker.add(rows)
     summary = collector.summary()
     if not summary.num_prompts:
-        raise InputError(f"{run.folder.name} holds no parts yet. Wait for the first one.")
+        raise InputError(f"{run.folder.name} holds no parts yet.", "Wait for the first one.")
     if missing := [row_id for row_id in row_ids if row_id not in picker.asked.values()]:
-        raise InputError(f"{run.folder.name} holds no row with row_id {missing[0]!r}.")
+        raise InputError(f"{run.folder.name} holds no row with row_id {missing[0]!r}.", "Take an id of column row_id.")
     why = picker.chosen(summary.num_prompts)
     table = shown_rows(run, why)
     num_shown = pc.count_distinct(table["row_index"]).as_py()
