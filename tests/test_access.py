@@ -89,10 +89,10 @@ def test_later_ones_are_not(version: str) -> None:
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
-        ({}, "it may ask for a token: `export RAY_AUTH_MODE=token`"),
-        ({"RAY_AUTH_MODE": "disabled"}, "it may ask for a token: `export RAY_AUTH_MODE=token`"),
-        ({"RAY_AUTH_MODE": "token"}, "may be another than that of RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"),
-        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret"}, "may be another than that of RAY_AUTH_TOKEN:"),
+        ({}, "Try with a token, as something listens at 10.0.0.5:6379: `export RAY_AUTH_MODE=token`"),
+        ({"RAY_AUTH_MODE": "disabled"}, "Try with a token, as something listens at 10.0.0.5:6379: `export RAY_AUTH_MODE=token`"),
+        ({"RAY_AUTH_MODE": "token"}, "perhaps with another than RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret"}, "perhaps with another than RAY_AUTH_TOKEN."),
     ],
 )
 def test_a_refusal_is_explained_by_what_was_shown_to_the_cluster(environ: dict[str, str], words: str) -> None:
