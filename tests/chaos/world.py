@@ -25,13 +25,12 @@ from ray.cluster_utils import Cluster
 from pipeline.config import Job
 from tests.chaos.driver import Command, descendants, drive, end, victims
 from tests.chaos.scenarios import NUM_PARTS, Kill, Scenario, Start
-from tests.fake_s3 import FakeS3, fake_s3
+from tests.fake_store import FakeStore, fake_store
 from tests.flows import GREEDY, SAMPLES, make_job, write_prompts
 
 SHARD_ROWS = 2
 HUNG_S = 240.0
 PROMPTS = ["The quiet fox", "Every bee", None, "I skip across the", "Today", "x" * 2000, "Count: one, two,"]
-S3 = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -60,7 +59,7 @@ class World:
     """
 
     folder: Path
-    s3: FakeS3
+    s3: FakeStore
     durations_s: dict[str, float] = field(default_factory=dict)
     num_starts: int = 0
 
@@ -235,7 +234,7 @@ def _raylet(node: Any) -> int:
 @contextlib.contextmanager
 def world(folder: Path) -> Iterator[World]:
     """A world in an empty folder, with access to its object store in the environment."""
-    with fake_s3() as s3, patch.dict(os.environ, ENVIRONMENT | S3 | {"AWS_ENDPOINT_URL": s3.endpoint}):
+    with fake_store("s3") as s3, patch.dict(os.environ, ENVIRONMENT | s3.environment):
         made = World(folder, s3)
         try:
             yield made
