@@ -326,9 +326,9 @@ def assert_finished_or_not_looking_so(objects: dict[str, bytes], expected: dict[
 
 
 def test_a_run_on_a_store_gives_the_bytes_of_a_run_on_a_disk(source: Path, tmp_path: Path, bucket: str) -> None:
-    run_echo(make_job(source, tmp_path / "out"))
+    job.run(make_job(source, tmp_path / "out"), job.here)  # with the real engine
     work = make_job(source, Path("unused"), output={"path": f"{bucket}/runs/out/", "top_k": 3})
-    finished = run_echo(work)
+    finished = job.run(work, job.here)
     assert (finished.folder, finished.was_finished) == (f"{bucket}/runs/out", False)
     folder = open_folder(finished.folder)
     assert folder.list_keys() == ["README.md", "_SUCCESS", "_manifest.json", "_plan.json", "_vocab.parquet", "data"]
@@ -341,7 +341,7 @@ def test_a_run_on_a_store_gives_the_bytes_of_a_run_on_a_disk(source: Path, tmp_p
     assert manifest["published_by"] == "replicas"
     assert manifest["parts"] == json.loads((tmp_path / "out" / "_manifest.json").read_text())["parts"]
     assert b"24 completions of 8 prompts" in (folder.read("README.md") or b"")
-    assert run_echo(work).was_finished
+    assert job.run(work, job.here).was_finished
 
 
 def test_a_run_on_a_store_is_proven_generated_again_and_retried_there(source: Path, bucket: str) -> None:
