@@ -2,7 +2,7 @@
 
 It speaks what obstore says to S3, to Google's XML API or to Azure's Blob service, and takes any signature.
 
-A fault is named by what happens to a request: it is answered `500`, `501`, `403` or `409` with nothing done; or done
+A fault is named by what happens to a request: it is answered with a status, such as `500`, and nothing done; or done
 and then answered 500 (`done, 500`), cut off (`done, cut`) or never answered (`done, silence`); or `cut` off before it;
 or done when the next PUT has come (`late`), without an answer.
 """
