@@ -272,7 +272,7 @@ def test_sigterm_lets_the_shards_under_way_finish_and_the_job_goes_on_later(sour
     work = make_job(source, tmp_path / "out")
     before = signal.getsignal(signal.SIGTERM)
     stop = Listener(lambda _part: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(StoppedError, match="Finished parts are kept; it is safe to run the same command again"):
+    with pytest.raises(StoppedError, match=r"kept\. Run the same command again to resume"):
         job.run(work, on_ray(work, replicas=1), stop, engine_maker=echo)
     assert signal.getsignal(signal.SIGTERM) is before
     assert 1 <= len(part_bytes(tmp_path / "out")) < 7
@@ -312,7 +312,7 @@ class Listener:
 
 
 def no_model(_setup: Setup, _tokenizer: Tokenizer) -> EchoEngine:
-    raise ModelError("checkpoint x does not fit")
+    raise ModelError("checkpoint x does not fit.", "Save it again.")
 
 
 def test_a_model_that_does_not_load_on_the_replica_is_that_error_at_once(source: Path, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_a_model_that_does_not_load_on_the_replica_is_that_error_at_once(source:
 
 
 def no_disk(_setup: Setup, _tokenizer: Tokenizer) -> EchoEngine:
-    raise StorageError("cannot write or read data/part-00000.parquet: No space left on device.")
+    raise StorageError("cannot write or read data/part-00000.parquet: No space left on device.", "Free some.")
 
 
 def test_a_full_disk_on_the_replica_is_a_storage_error(source: Path, tmp_path: Path) -> None:

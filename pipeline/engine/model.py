@@ -226,7 +226,9 @@ def load_model(folder: str, dtype: str, device: str) -> GPT2:
     except ModelError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"checkpoint {folder} cannot be loaded: {error}") from error
+        raise ModelError(
+            f"checkpoint {folder} cannot be loaded: {error}.", "Get its files again, or give another checkpoint."
+        ) from error
     _check_weights(folder, info)
     return GPT2(model.to(device).eval())
 
@@ -235,7 +237,8 @@ def _activation(config: Any) -> Activation:
     if config.activation_function not in ACTIVATIONS:
         raise ModelError(
             f"activation_function `{config.activation_function}` of the checkpoint is not supported; "
-            f"supported are {', '.join(ACTIVATIONS)}."
+            f"supported are {', '.join(ACTIVATIONS)}.",
+            "Give a checkpoint with one of these.",
         )
     return ACTIVATIONS[config.activation_function]
 
@@ -265,6 +268,6 @@ def _check_weights(folder: str, info: dict[str, Any]) -> None:
         if weights:
             names = f"{', '.join(sorted(weights)[:4])}{' ...' if len(weights) > 4 else ''}"
             raise ModelError(
-                f"checkpoint {folder} does not fit its config.json: {problem} {names}. "
-                "Layers without their weights would be random; save the model again."
+                f"checkpoint {folder} does not fit its config.json: {problem} {names}.",
+                "Save the model again, with all of its layers: those without weights would be random.",
             )
