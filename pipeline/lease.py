@@ -111,7 +111,12 @@ def acquire(folder: Folder, me: Driver, wait: Callable[[float], None]) -> Lease:
     """
     while True:
         lease = Lease(wait_until_free(folder, me.place, wait), me)
-        if folder.publish(lease.key, lease.document) == hashlib.sha256(lease.document).hexdigest():
+        try:
+            stored = folder.publish(lease.key, lease.document)
+        except StorageError:
+            _withdraw(folder, lease)
+            raise
+        if stored == hashlib.sha256(lease.document).hexdigest():
             return lease
 
 
@@ -209,6 +214,13 @@ def _parsed(key: str, document: bytes) -> Lease:
     except (ValueError, LookupError, TypeError):
         digest = hashlib.sha256(document).hexdigest()
         return Lease(number, Driver("an unknown host", "", 0, None, "an unknown time", digest))
+
+
+def _withdraw(folder: Folder, mine: Lease) -> None:
+    """Remove a lease that may be stored although that failed; it would lock out this process itself."""
+    with contextlib.suppress(StorageError):
+        if folder.read(mine.key) == mine.document:
+            folder.remove(mine.key)
 
 
 def _release(folder: Folder, mine: Lease) -> None:

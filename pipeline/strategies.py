@@ -6,6 +6,7 @@ Checks that need only the strategy itself live here; what needs the tokenizer or
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
@@ -442,6 +443,18 @@ def num_slots(strategy: Decoding) -> int:
         case _:
             rows = 1
     return rows * (2 if is_guided(strategy) else 1)
+
+
+@lru_cache(maxsize=4096)
+def kind(strategy: Decoding) -> Decoding:
+    """One and the same object for all strategies that differ in nothing but their name and where they end."""
+    limits = {"max_new_tokens", "max_length"} & type(strategy).model_fields.keys()
+    return _first_equal(strategy.model_copy(update={"name": ""} | dict.fromkeys(limits)))
+
+
+@lru_cache(maxsize=4096)
+def _first_equal(strategy: Decoding) -> Decoding:
+    return strategy
 
 
 def max_steps(strategy: Decoding, num_prompt_tokens: int) -> int:

@@ -17,6 +17,7 @@ from pipeline.strategies import (
     Sampling,
     Score,
     Strategy,
+    kind,
     max_steps,
     num_rows,
 )
@@ -394,3 +395,15 @@ def test_max_length_counts_the_prompt_and_max_new_tokens_does_not(
     given = strategy(kind, **values)
     assert not isinstance(given, Score)
     assert max_steps(given, num_prompt_tokens) == steps
+
+
+def test_strategies_that_differ_in_name_and_limit_alone_are_of_one_kind() -> None:
+    first = strategy("sampling", temperature=0.5)
+    alike = Sampling(name="t", type="sampling", max_length=7, temperature=0.5)
+    assert kind(first) is kind(alike)
+    others = (
+        strategy("sampling", temperature=0.6),
+        strategy("sampling", temperature=0.5, ignore_eos=True),
+        strategy("greedy"),
+    )
+    assert len({id(kind(one)) for one in (first, *others)}) == 4

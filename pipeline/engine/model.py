@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.engine.attention import NewTokens, PromptTokens
-from pipeline.engine.cache import SlotCache
+from pipeline.engine.cache import Memory, SlotCache
 from pipeline.engine.linear import ACTIVATIONS, Activation, Linear, linear
 from pipeline.errors import ModelError
 
@@ -108,8 +108,8 @@ class GPT2:
         """Bytes of keys and values that one token occupies in the cache."""
         return int(2 * len(self.blocks) * self.num_heads * self.head_size * self.wte.element_size())
 
-    def new_cache(self, slots: int, positions: int) -> SlotCache:
-        """An empty cache that fits this model."""
+    def new_cache(self, slots: int, positions: int, memory: Memory | None = None) -> SlotCache:
+        """An empty cache that fits this model; `memory` as for `SlotCache`."""
         return SlotCache(
             layers=len(self.blocks),
             slots=slots,
@@ -118,6 +118,7 @@ class GPT2:
             head_size=self.head_size,
             dtype=self.wte.dtype,
             device=self.device,
+            memory=memory,
         )
 
     @property
