@@ -90,7 +90,10 @@ def test_later_ones_are_not(version: str) -> None:
     ("environ", "words"),
     [
         ({}, "Try with a token, as something listens at 10.0.0.5:6379: `export RAY_AUTH_MODE=token`"),
-        ({"RAY_AUTH_MODE": "disabled"}, "Try with a token, as something listens at 10.0.0.5:6379: `export RAY_AUTH_MODE=token`"),
+        (
+            {"RAY_AUTH_MODE": "disabled"},
+            "Try with a token, as something listens at 10.0.0.5:6379: `export RAY_AUTH_MODE=token`",
+        ),
         ({"RAY_AUTH_MODE": "token"}, "perhaps with another than RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."),
         ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret"}, "perhaps with another than RAY_AUTH_TOKEN."),
     ],
