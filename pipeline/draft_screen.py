@@ -22,7 +22,7 @@ def print_draft(found: Draft, written: Sequence[Path]) -> None:
     files = f"{data.num_files:,} {data.format} file{'s' if data.num_files > 1 else ''}"
     print(f"{data.num_rows:,} rows in {files}\n")
     rows = [[column, type_ or "?", example(data, column), found.uses[column]] for column, type_ in data.types.items()]
-    print_table(["column", "type", "example", "use"], rows, wide=("type", "example", "use"))
+    print_table(["column", "type", "example", "use"], rows, wide=("type", "example"))
     whole = "all rows" if data.num_sampled == data.num_rows else f"a sample of {data.num_sampled:,} rows"
     print(f"\ntokens of a prompt: median {tokens.p50:,}, p95 {tokens.p95:,}, longest {tokens.longest:,} · {whole}")
     for warning in _warnings(found):
