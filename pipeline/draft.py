@@ -52,6 +52,20 @@ class Choice(NamedTuple):
     why: str
 
 
+class Sampled(NamedTuple):
+    """The sampled prompts as tokens, before anything is cut.
+
+    Attributes:
+        prompt_tokens: of those that are usable.
+        too_long, empty, unusable: how many are.
+    """
+
+    prompt_tokens: Lengths
+    too_long: int
+    empty: int
+    unusable: int
+
+
 class Draft(NamedTuple):
     """A job file to be.
 
@@ -59,9 +73,8 @@ class Draft(NamedTuple):
         data: what the data set holds.
         prompt: its column.
         uses: what each column is used for, or why it is not.
-        prompt_tokens: of the sample, before anything is cut.
+        sampled: prompts.
         num_positions: of the model.
-        too_long, empty, unusable: prompts of the sample.
         job: the checked job.
         text: the file.
     """
@@ -69,22 +82,10 @@ class Draft(NamedTuple):
     data: Survey
     prompt: Choice
     uses: dict[str, str]
-    prompt_tokens: Lengths
+    sampled: Sampled
     num_positions: int
-    too_long: int
-    empty: int
-    unusable: int
     job: Job
     text: str
-
-
-class _Sampled(NamedTuple):
-    """Tokens of the sampled prompts."""
-
-    prompt_tokens: Lengths
-    too_long: int
-    empty: int
-    unusable: int
 
 
 def draft(path: str | Sequence[str], *, prompt_column: str | None = None, model: str = "demo") -> Draft:
@@ -108,7 +109,7 @@ def draft(path: str | Sequence[str], *, prompt_column: str | None = None, model:
     job, key = _checked(values, keys)
     uses = _uses(data, prompt, key, keys, job.input.keep_columns)
     text = _render(data, prompt, uses, found, sampled, job)
-    return Draft(data, prompt, uses, *sampled[:1], found.num_positions, *sampled[1:], job, text)
+    return Draft(data, prompt, uses, sampled, found.num_positions, job, text)
 
 
 def example(data: Survey, column: str) -> str:
@@ -197,7 +198,7 @@ def _checked(values: dict[str, Any], keys: Sequence[str]) -> tuple[Job, str | No
     raise AssertionError("a job without ids has a plan, or its error")
 
 
-def _sampled(data: Survey, prompt: Choice, model: Checkpoint) -> _Sampled:
+def _sampled(data: Survey, prompt: Choice, model: Checkpoint) -> Sampled:
     config = parse_job(_minimal(data, prompt))
     given = prompt_values(config.input, {prompt.column: data.values[prompt.column]}, lambda row: f"row {row}")
     limits = rules(config, model.num_positions, model.vocab_size, model.bos_token_id)
@@ -211,7 +212,7 @@ def _sampled(data: Survey, prompt: Choice, model: Checkpoint) -> _Sampled:
     too_long = [each for each in prompts if _num_tokens(each) > model.num_positions]
     empty = sum(each.token_ids == () for each in prompts)
     unusable = sum(isinstance(each.token_ids, RowError) for each in prompts)
-    return _Sampled(found, len(too_long), empty, unusable)
+    return Sampled(found, len(too_long), empty, unusable)
 
 
 def _num_tokens(prompt: Prompt) -> int:
@@ -227,7 +228,7 @@ def _minimal(data: Survey, prompt: Choice) -> dict[str, Any]:
     }
 
 
-def _values(data: Survey, prompt: Choice, model: Checkpoint, sampled: _Sampled) -> dict[str, Any]:
+def _values(data: Survey, prompt: Choice, model: Checkpoint, sampled: Sampled) -> dict[str, Any]:
     """The job, but for its model and ids."""
     minimal = _minimal(data, prompt)
     num_new = min(NEW_TOKENS, model.num_positions // 2)
@@ -247,7 +248,7 @@ def _values(data: Survey, prompt: Choice, model: Checkpoint, sampled: _Sampled) 
     }
 
 
-def _error_rate(data: Survey, model: Checkpoint, sampled: _Sampled) -> float:
+def _error_rate(data: Survey, model: Checkpoint, sampled: Sampled) -> float:
     """Share of errors that the job has to allow: what the sample has, and some more, in steps of 5 %."""
     errors = sampled.unusable + (sampled.empty if model.bos_token_id is None else 0)
     share = errors / data.num_sampled
@@ -307,7 +308,7 @@ def _free_folder(path: str | Sequence[str]) -> str:
     return next(name for name in names if not Path(name).exists())
 
 
-def _render(data: Survey, prompt: Choice, uses: dict[str, str], model: Checkpoint, sampled: _Sampled, job: Job) -> str:
+def _render(data: Survey, prompt: Choice, uses: dict[str, str], model: Checkpoint, sampled: Sampled, job: Job) -> str:
     templates = Environment(
         loader=PackageLoader("pipeline"),
         undefined=StrictUndefined,

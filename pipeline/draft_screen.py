@@ -18,7 +18,7 @@ def print_draft(found: Draft, written: Sequence[Path]) -> None:
         found: the draft.
         written: its file, and the schema if that was written too.
     """
-    data, tokens = found.data, found.prompt_tokens
+    data, tokens = found.data, found.sampled.prompt_tokens
     files = f"{data.num_files:,} {data.format} file{'s' if data.num_files > 1 else ''}"
     print(f"{data.num_rows:,} rows in {files}\n")
     rows = [[column, type_ or "?", example(data, column), found.uses[column]] for column, type_ in data.types.items()]
@@ -34,15 +34,15 @@ def print_draft(found: Draft, written: Sequence[Path]) -> None:
 
 
 def _warnings(found: Draft) -> list[str]:
-    said, sampled = [], found.data.num_sampled
-    if found.too_long:
+    said, sampled, count = [], found.sampled, found.data.num_sampled
+    if sampled.too_long:
         said.append(
-            f"{found.too_long:,} of {sampled:,} prompts have more than the {found.num_positions:,} tokens that "
+            f"{sampled.too_long:,} of {count:,} prompts have more than the {found.num_positions:,} tokens that "
             f"`{found.job.model.name}` takes, and would lose their beginning (input.on_long_prompt)."
         )
-    if found.unusable:
+    if sampled.unusable:
         said.append(
-            f"{found.unusable:,} of {sampled:,} rows have no usable prompt and would be error rows "
+            f"{sampled.unusable:,} of {count:,} rows have no usable prompt and would be error rows "
             f"(run.max_error_rate is {found.job.run.max_error_rate})."
         )
     return said
