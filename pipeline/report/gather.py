@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.recorded import Recorded
 from pipeline.report.selection import Why
+from pipeline.results import Results
 from pipeline.statistics.rows import whole_prompts
 
 MOST_STEPS = 150_000  # a file of about 8 MB
@@ -21,10 +21,10 @@ COLUMNS = (
 )
 
 
-def shown_rows(run: Recorded, why: Why) -> pa.Table:
+def shown_rows(results: Results, why: Why) -> pa.Table:
     """Rows of the chosen prompts as far as there is room; prompts without a reason are left out first."""
     chosen = pa.array(list(why), pa.int64())
-    pieces = whole_prompts(run, [*COLUMNS, *run.job.input.keep_columns])
+    pieces = whole_prompts(results, [*COLUMNS, *results.run.job.input.keep_columns])
     table = pa.concat_tables([piece.filter(pc.is_in(piece["row_index"], chosen)) for piece in pieces])
     kept = pa.array(_that_fit(table, why), pa.int64())
     return table.filter(pc.is_in(table["row_index"], kept)).combine_chunks()

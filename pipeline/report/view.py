@@ -12,6 +12,7 @@ from pipeline.manifest import DETERMINISM
 from pipeline.recorded import Recorded
 from pipeline.report import charts
 from pipeline.report.wording import between, duration, number, share
+from pipeline.results import Results
 from pipeline.statistics import METRICS, Estimate, RunSummary, StrategySummary
 from pipeline.statistics.rows import RANKS, is_text
 from pipeline.statistics.tally import ENTROPY_BIN
@@ -101,9 +102,9 @@ def strategies(run: Recorded, summary: RunSummary) -> list[StrategyView]:
     return [_strategy(each, longest, entropies, steps) for each in summary.strategies]
 
 
-def tiles(run: Recorded, summary: RunSummary) -> list[tuple[str, str, str]]:
+def tiles(results: Results, summary: RunSummary) -> list[tuple[str, str, str]]:
     """The run at a glance: label, value, and a note."""
-    manifest, model = run.manifest(), run.model
+    run, model = results.run, results.run.model
     rows, errors = summary.total("rows"), summary.total("errors")
     found = [
         ("completions", f"{rows:,}", f"{summary.num_prompts:,} prompts, {len(summary.strategies)} strategies"),
@@ -114,14 +115,21 @@ def tiles(run: Recorded, summary: RunSummary) -> list[tuple[str, str, str]]:
         found.append(
             ("time", duration(summary.elapsed_s), f"{number(summary.tokens_per_s)} tokens/s over all strategies")
         )
-    state = "finished" if manifest else f"under way: {summary.num_prompts:,} of {run.num_input_rows:,} prompts"
     return [
         *found,
         ("model", model.name.rstrip("/").rsplit("/", 1)[-1], f"{model.commit[:19]}"),
         ("numbers", run.job.model.dtype, f"determinism: {DETERMINISM[run.job.model.dtype]}"),
         ("seed", str(run.job.seed), f"fingerprint {run.fingerprint[:12]}"),
-        ("state", state.split(":")[0], state.partition(": ")[2]),
+        ("state", *_state(results, summary)),
     ]
+
+
+def _state(results: Results, summary: RunSummary) -> tuple[str, str]:
+    """The state of a run, and what there is to know of it."""
+    if results.run.manifest() is None:
+        return "under way", f"{summary.num_prompts:,} of {results.run.num_input_rows:,} prompts"
+    first, *retries = results.rounds
+    return "finished", f"{len(first.stale):,} rows computed again by retry-errors" if retries else ""
 
 
 def error_rows(table: pa.Table) -> list[dict[str, Any]]:
@@ -193,9 +201,10 @@ def _settings(values: dict[str, Any]) -> str:
     return " · ".join(f"{key} {json.dumps(value)}" for key, value in values.items())
 
 
-def how_it_was_made(run: Recorded) -> dict[str, Any]:
+def how_it_was_made(results: Results) -> dict[str, Any]:
     """Facts of the last section."""
-    manifest = run.manifest() or {}
+    run, manifest = results.run, results.run.manifest() or {}
+    folders = [f"'{visible(each.folder.name)}/data/*.parquet'" for each in results.rounds if each.keys]
     job = json.dumps(run.job.model_dump(mode="json", exclude_defaults=True), indent=2, ensure_ascii=False)
     return {
         "job": "\n".join(map(visible, job.splitlines())),
@@ -205,8 +214,9 @@ def how_it_was_made(run: Recorded) -> dict[str, Any]:
         "fingerprint": run.fingerprint,
         "folder": run.folder.name,
         "query": (
-            "SELECT strategy, count(*) AS rows,\n"
+            "SELECT strategy, count(*) AS ok,\n"
             "       exp(-sum(cumulative_logprob) / sum(num_generated_tokens)) AS perplexity\n"
-            f"FROM '{visible(run.folder.name)}/data/*.parquet' GROUP BY strategy"
+            f"FROM read_parquet([{', '.join(folders)}])\n"
+            "WHERE status = 'ok' GROUP BY strategy"
         ),
     }
