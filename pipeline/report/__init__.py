@@ -27,12 +27,16 @@ NUM_PROMPTS = 400
 
 
 class Written(NamedTuple):
-    """What a report holds."""
+    """What a page holds."""
 
     path: Path
     num_bytes: int
     num_shown: int
     num_prompts: int
+
+    def __str__(self) -> str:
+        shown = f"{self.num_shown:,} of {self.num_prompts:,} prompts"
+        return f"{self.path} · {self.num_bytes / 1e6:.1f} MB · {shown}"
 
 
 def write_report(
@@ -59,11 +63,16 @@ def write_report(
         OutputError: the file is there already.
         ConfigError: there is no such baseline.
     """
-    if path.exists() and not may_replace:
-        raise OutputError(f"{path} is there already. Give another name with -o, or --force to replace it.")
+    check_target(path, may_replace=may_replace)
     document, num_shown, num_all = _document(open_run(folder), num_prompts, row_ids, baseline)
     path.write_text(document, encoding="utf-8", newline="\n")
     return Written(path, len(document.encode()), num_shown, num_all)
+
+
+def check_target(path: Path, *, may_replace: bool) -> None:
+    """Raise OutputError where a page would be written over a file."""
+    if path.exists() and not may_replace:
+        raise OutputError(f"{path} is there already. Give another name with -o, or --force to replace it.")
 
 
 def _document(results: Results, num_prompts: int, row_ids: Sequence[str], baseline: str | None) -> tuple[str, int, int]:
@@ -85,12 +94,12 @@ def _document(results: Results, num_prompts: int, row_ids: Sequence[str], baseli
         "num_shown": num_shown,
         "sentences": list(sentences(summary)),
         "tiles": view.tiles(results, summary),
-        "columns": view.columns(summary),
-        "strategies": view.strategies(run, summary),
+        "columns": view.columns(summary.strategies),
+        "strategies": view.strategies(summary.strategies),
         "error_counts": view.error_counts(summary),
         "error_rows": view.error_rows(table),
         "plain_rows": first_rows(table),
         "made": view.how_it_was_made(results),
         "payload": payload(run, vocabulary, table, why, baseline),
     }
-    return render(content), num_shown, summary.num_prompts
+    return render("report", content), num_shown, summary.num_prompts

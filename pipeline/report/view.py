@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.manifest import DETERMINISM
-from pipeline.recorded import Recorded
 from pipeline.report import charts
 from pipeline.report.wording import between, duration, number, share
 from pipeline.results import Results
@@ -79,13 +79,12 @@ ENDINGS = ("eos", "length", "stop", "context", "scored")
 SHARES = {"rep_4", "loop_share", "identical_samples", "same_as_baseline", "common_prefix"}
 
 
-def columns(summary: RunSummary) -> list[Column]:
+def columns(summaries: Sequence[StrategySummary]) -> list[Column]:
     """Those that at least one strategy has a value for."""
-    distinct = (
-        f"share of different bigrams among the first {summary.bigrams:,} of the strategy, the same number for each"
-    )
+    bigrams = max((each.bigrams for each in summaries), default=0)
+    distinct = f"share of different bigrams among the first {bigrams:,} of the strategy, the same number for each"
     meanings = {name: metric.meaning for name, metric in METRICS.items()} | {"distinct_2": distinct}
-    found = [each.metrics() for each in summary.strategies]
+    found = [each.metrics() for each in summaries]
     return [
         Column(name, label, name in SHARES, meanings[name])
         for name, label in LABELS.items()
@@ -93,13 +92,13 @@ def columns(summary: RunSummary) -> list[Column]:
     ]
 
 
-def strategies(run: Recorded, summary: RunSummary) -> list[StrategyView]:
-    """Rows of the table, in job order."""
-    drawn = [each.tally for each in summary.strategies if is_text(each.tally.strategy)]
+def strategies(summaries: Sequence[StrategySummary]) -> list[StrategyView]:
+    """Rows of the table, in the order given; all charts of a kind have the same axis."""
+    drawn = [each.tally for each in summaries if is_text(each.tally.strategy)]
     longest = max((len(tally.lengths) for tally in drawn), default=0)
     entropies = max((len(tally.entropies) for tally in drawn), default=0)
     steps = max((len(tally.steps) for tally in drawn), default=0)
-    return [_strategy(each, longest, entropies, steps) for each in summary.strategies]
+    return [_strategy(each, longest, entropies, steps) for each in summaries]
 
 
 def tiles(results: Results, summary: RunSummary) -> list[tuple[str, str, str]]:
@@ -162,8 +161,8 @@ def _strategy(summary: StrategySummary, longest: int, entropies: int, steps: int
         num_errors=round(summary.totals.get("errors", 0)),
         length_title=f"median {summary.length_quantile(0.5)}, 95 % have at most {summary.length_quantile(0.95)}",
         cells={name: _cell(estimate, name in SHARES) for name, estimate in metrics.items()},
-        ranks=_segments({name: metrics[name].value or 0 for name in RANKS}, RANK_NAMES),
-        endings=_segments({reason: shares.get(reason, 0) for reason in ENDINGS}),
+        ranks=segments({name: metrics[name].value or 0 for name in RANKS}, RANK_NAMES),
+        endings=segments({reason: shares.get(reason, 0) for reason in ENDINGS}),
         parting_step=summary.median_parting_step,
         charts=[
             charts.histogram(tally.lengths, longest, 1, f"tokens per completion of {strategy.name}"),
@@ -187,7 +186,8 @@ def _shares(counts: dict[str, int]) -> dict[str, float]:
     return {name: counts[name] / total for name in sorted(counts)}
 
 
-def _segments(shares: dict[str, float], names: dict[str, str] | None = None) -> list[Segment]:
+def segments(shares: dict[str, float], names: dict[str, str] | None = None) -> list[Segment]:
+    """Pieces of a bar for these shares; `names` are ranks, by what the shares are called."""
     found, x = [], 0.0
     for shade, (name, value) in enumerate(shares.items()):
         if value:

@@ -119,10 +119,18 @@ class RunSummary:
 class Collector:
     """Adds up rows as they are read."""
 
-    def __init__(self, results: Results, baseline: str | None) -> None:
+    def __init__(self, results: Results, baseline: str | None, num_prompts: int | None = None) -> None:
+        """Begin with nothing.
+
+        Args:
+            results: the run.
+            baseline: name of the strategy that others are compared with.
+            num_prompts: that are put into groups; more than the run has where it is compared with a larger one.
+        """
         self.run, self.baseline = results.run, baseline
         self.num_rows = 0
-        self.tallies = {each.name: Tally(each, self.run.num_input_rows) for each in self.run.job.strategies}
+        num_prompts = num_prompts or self.run.num_input_rows
+        self.tallies = {each.name: Tally(each, num_prompts) for each in self.run.job.strategies}
 
     def add(self, rows: StrategyRows) -> None:
         """Count some more rows."""
