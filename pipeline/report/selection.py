@@ -18,7 +18,6 @@ from pipeline.statistics.bootstrap import mixed
 from pipeline.statistics.ragged import Array
 from pipeline.statistics.rows import StrategyRows
 
-NUM_FIRST = 20
 NUM_EXTREMES = 10
 NUM_ERRORS = 50
 PIECE_PAIRS = 4096
@@ -31,12 +30,13 @@ class Choice:
 
     Attributes:
         num_shown: most prompts.
+        num_first: of them, in the order of the input.
         claimed_share: of them, which reasons may claim; the rest is drawn.
         asked: number -> id of those that are shown in any case.
     """
 
-    def __init__(self, num_shown: int, claimed_share: float) -> None:
-        self.num_shown, self.claimed_share = num_shown, claimed_share
+    def __init__(self, num_shown: int, num_first: int, claimed_share: float) -> None:
+        self.num_shown, self.num_first, self.claimed_share = num_shown, num_first, claimed_share
         self.asked: dict[int, str] = {}
         self.lowest: dict[str, list[tuple[float, int]]] = {}
         self.prompts: Array = np.zeros(0, np.int64)
@@ -52,7 +52,7 @@ class Choice:
             return {prompt: [] for prompt in sorted(self.drawn.tolist())}
         reasons = {reason: [prompt for _, prompt in sorted(found)] for reason, found in self.lowest.items()}
         turns = [prompt for turn in zip_longest(*reasons.values()) for prompt in turn if prompt is not None]
-        first = self.prompts[:NUM_FIRST].tolist()
+        first = self.prompts.tolist()
         claimed = list(dict.fromkeys([*self.asked, *first, *turns]))
         kept = claimed[: max(len(self.asked), round(self.num_shown * self.claimed_share))]
         everything = dict.fromkeys([*kept, *self.drawn.tolist(), *claimed])
@@ -62,7 +62,7 @@ class Choice:
 
     def see(self, prompts: Array) -> None:
         """Consider prompts, each given once, for the first and for those at random."""
-        self.prompts = np.unique(np.concatenate([self.prompts, prompts]))[:NUM_FIRST]
+        self.prompts = np.unique(np.concatenate([self.prompts, prompts]))[: self.num_first]
         both = np.unique(np.concatenate([self.drawn, prompts]))
         self.drawn = both[np.argsort(mixed(both), kind="stable")[: self.num_shown]]
 
@@ -82,7 +82,7 @@ class Picker(Choice):
 
     def __init__(self, num_shown: int, wanted: Iterable[str] = ()) -> None:
         """Choose at most `num_shown` prompts, those with the wanted row ids first."""
-        super().__init__(num_shown, claimed_share=0.6)
+        super().__init__(num_shown, num_first=20, claimed_share=0.6)
         self.wanted = frozenset(wanted)
 
     def add(self, rows: StrategyRows) -> None:
@@ -134,7 +134,7 @@ class ChangePicker(Choice):
     """
 
     def __init__(self, num_shown: int) -> None:
-        super().__init__(num_shown, claimed_share=0.9)
+        super().__init__(num_shown, num_first=5, claimed_share=0.9)
         self.num_prompts = 0
         self.waiting: list[tuple[int, bool, list[tuple[str, float]]]] = []
         self.last = -1
