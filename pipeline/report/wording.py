@@ -37,7 +37,7 @@ def change(estimate: Estimate, is_share: bool) -> tuple[str, str]:
     """A difference with its sign, and its interval; of shares in percentage points."""
     if estimate.value is None:
         return UNDEFINED, ""
-    scale, unit = (100, " points") if is_share else (1, "")
+    scale, unit = (100, " pt") if is_share else (1, "")
     value = _signed(scale * estimate.value)
     if estimate.low is None or estimate.high is None or estimate.low == estimate.high:
         return f"{value}{unit if value != '0' else ''}", ""
