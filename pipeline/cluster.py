@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import count
@@ -204,8 +204,13 @@ class RayExecutor:
 
     config: RunConfig
 
-    def __call__(self, open_worker: Callable[[], Worker], shards: Sequence[Shard]) -> Iterator[Part]:
+    def __call__(
+        self, open_worker: Callable[[], Worker], shards: Sequence[Shard]
+    ) -> Generator[Part, None, dict[str, float]]:
         """Yield parts as they are published. SIGTERM makes the run end in good order.
+
+        Returns:
+            State -> seconds that replicas were in it, all together.
 
         Raises:
             ConfigError: the cluster cannot hold one replica.
@@ -233,6 +238,7 @@ class RayExecutor:
             finally:
                 dispatcher.close()
                 log.info("replica seconds: %s", " ".join(f"{state}={s:.1f}" for state, s in metrics.replica_s.items()))
+            return metrics.replica_s
 
     def _need(self) -> Need:
         gpus = self.config.gpus_per_replica

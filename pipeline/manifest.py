@@ -189,7 +189,7 @@ def _described(folder: Folder, key: str, data: bytes, fingerprint: str, num_rows
         ) from error
 
 
-def finish(folder: Folder, plan: Plan, tally: Tally, timings: dict[str, float]) -> dict[str, Any]:
+def finish(folder: Folder, plan: Plan, tally: Tally, timings: dict[str, Any]) -> dict[str, Any]:
     """Write everything that a finished run has beside its parts; returns the manifest.
 
     Raises:
@@ -234,7 +234,7 @@ def parse(document: bytes) -> dict[str, Any]:
     return values
 
 
-def summarise(plan: Plan, tally: Tally, timings: dict[str, float], is_exclusive: bool) -> dict[str, Any]:
+def summarise(plan: Plan, tally: Tally, timings: dict[str, Any], is_exclusive: bool) -> dict[str, Any]:
     """The manifest as JSON values, without the list of parts."""
     rows, errors = sum(part.rows for part in tally), tally.errors
     return {

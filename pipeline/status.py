@@ -52,6 +52,7 @@ class Status:
         is_past_max_error_rate: whether more rows are errors already than may be of all.
         last_part_age_s: None before the first one.
         pace: of late; None if parts do not tell.
+        timings: of the driver that finished the run, as in its manifest; None before.
     """
 
     folder: str
@@ -67,6 +68,7 @@ class Status:
     last_part_age_s: float | None
     pace: Pace | None
     holder: Holder | None
+    timings: Mapping[str, Any] | None
 
     @property
     def num_errors(self) -> int:
@@ -104,6 +106,7 @@ class Status:
             "usual_gap_s": self.pace and self.pace.usual_gap_s,
             "driver": self.holder and self.holder.driver,
             "lease_age_s": self.holder and self.holder.lease_age_s,
+            "timings": self.timings,
         }
 
 
@@ -150,6 +153,7 @@ class Observer:
             last_part_age_s=max(0.0, now - max(stored_at.values())) if stored_at else None,
             pace=pace_of(Stored(at, self.parts[key].rows, self.parts[key].tokens) for key, at in stored_at.items()),
             holder=holder,
+            timings=(self.run.manifest() or {}).get("timings") if is_finished else None,
         )
 
     def _stored_at(self) -> dict[str, float]:

@@ -6,8 +6,8 @@ What is not known is left out. Times are rounded, and an estimate is a range.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -62,7 +62,21 @@ def lines(status: Status) -> list[Line]:
         age = duration(status.holder.lease_age_s)
         ended = ", which has ended" if status.state in ("stopped", "failed") else ""
         found.append(Line("driver", visible(f"{status.holder.driver}{ended}; lease renewed {age} ago")))
+    if status.timings and (said := spent(status.timings)):
+        found.append(Line("spent", said))
     return found
+
+
+def spent(timings: Mapping[str, Any]) -> str:
+    """How well replicas were used, from the timings of a manifest; empty where nothing tells."""
+    said = []
+    if replica_s := timings.get("replica_s"):
+        said.append("replicas " + ", ".join(f"{state} {duration(seconds)}" for state, seconds in replica_s.items()))
+    if (occupancy := timings.get("batch_occupancy")) is not None:
+        said.append(f"batches {occupancy:.0%} full")
+    if step_s := timings.get("step_s"):
+        said.append(f"{step_s * 1e3:.3g} ms a step")
+    return " · ".join(said)
 
 
 def sentence(status: Status) -> str:

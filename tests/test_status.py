@@ -27,7 +27,7 @@ from pipeline.lease import Lease, hold, this_driver
 from pipeline.shard import Part
 from pipeline.shards import Shards
 from pipeline.status import observe
-from pipeline.status_screen import between, duration, lines, sentence
+from pipeline.status_screen import between, duration, lines, sentence, spent
 from pipeline.storage import LocalFolder, open_folder
 from tests.flows import echo, make_job, run_echo, write_prompts
 
@@ -95,6 +95,7 @@ def test_numbers_of_a_run_under_way_are_those_of_its_parts(work: Job, tmp_path: 
         "usual_gap_s": 2.0,
         "driver": "process 4711 on node-3, since 12:04",
         "lease_age_s": 4.0,
+        "timings": None,
     }
 
 
@@ -102,6 +103,7 @@ def test_a_finished_run_is_finished_and_has_nothing_left(work: Job, tmp_path: Pa
     totals = run_echo(work).manifest["totals"]
     seen = look(tmp_path / "out")
     assert (seen["state"], seen["eta_s"], seen["driver"]) == ("finished", None, None)
+    assert seen["timings"] == json.loads((tmp_path / "out" / "_manifest.json").read_text())["timings"]
     assert seen["rows"] == {"done": totals["rows"], "planned": totals["rows"]}
     assert seen["generated_tokens"] == totals["generated_tokens"]
     assert sum(seen["errors"].values()) == totals["errors"]  # type: ignore[attr-defined]
@@ -231,13 +233,21 @@ def command(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["status", *map(str, arguments)])
 
 
+def test_what_a_run_took_is_said_as_far_as_it_is_known() -> None:
+    replica_s = {"starting": 5.0, "working": 7200.0, "idle": 0.3}
+    known = {"elapsed_s": 9.0, "replica_s": replica_s, "batch_occupancy": 0.876, "step_s": 0.01234}
+    assert spent(known) == "replicas starting 5 s, working 2.0 h, idle 0 s · batches 88% full · 12.3 ms a step"
+    assert spent({"elapsed_s": 9.0, "shards_s": 3.0}) == ""  # of an earlier version
+
+
 def test_piped_it_is_plain_lines_and_json_is_one_document(work: Job, tmp_path: Path) -> None:
     run_echo(work)
     plain = command(tmp_path / "out")
     assert plain.exit_code == 0
     assert re.fullmatch(
         r"finished · 8 of 8 shards · 72 of 72 rows · \d+ tokens · last part \d+ s ago\n"
-        r"errors 9 \(12\.500% of these rows, limit 1 of all\): prompt_null 9\n",
+        r"errors 9 \(12\.500% of these rows, limit 1 of all\): prompt_null 9\n"
+        r"spent batches 50% full · [\d.e-]+ ms a step\n",
         plain.output,
     )
     document = json.loads(command(tmp_path / "out", "--json").output)
