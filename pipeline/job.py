@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -20,11 +19,30 @@ from pipeline.errors import ConfigError, ErrorRateError
 from pipeline.lease import hold
 from pipeline.plan import Plan, make_plan
 from pipeline.records import Usage
-from pipeline.shard import EngineMaker, Part, Shard, Worker, make_engine, open_worker, published
+from pipeline.shard import EngineMaker, Part, Setup, Shard, Worker, make_engine, open_worker, published
 from pipeline.storage import Folder, open_folder
 from pipeline.tally import Listed, Tally
 
-Executor = Callable[[Callable[[], Worker], Sequence[Shard]], Iterator[Part]]
+
+@dataclass(frozen=True, slots=True)
+class OpenWorker:
+    """Opens a worker in the process in which it is called."""
+
+    setup: Setup
+    engine_maker: EngineMaker
+
+    def __call__(self) -> Worker:
+        """The worker.
+
+        Raises:
+            ConfigError: this machine has another output folder than the driver.
+            ModelError: it has another checkpoint.
+        """
+        manifest.check_seen(self.setup.folder)
+        return open_worker(self.setup, self.engine_maker)
+
+
+Executor = Callable[[OpenWorker, Sequence[Shard]], Iterator[Part]]
 
 
 class Progress(Protocol):
@@ -136,7 +154,7 @@ def run(
             progress.start(plan.num_output_rows, len(plan.shards), tally)
         if todo:
             _check_error_rate(tally, plan)
-        worker = partial(open_worker, plan.setup(folder), engine_maker)
+        worker = OpenWorker(plan.setup(folder), engine_maker)
         for part in spent.heard(execute(worker, todo)) if todo else ():
             still_mine()
             tally.add(published(part, folder))

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import socket
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.errors import OutputError, StorageError
+from pipeline.errors import ConfigError, OutputError, StorageError
 from pipeline.plan import Plan, library_versions
 from pipeline.schema import MEANINGS
 from pipeline.shard import Part
@@ -80,6 +81,19 @@ def claim(folder: Folder, plan: Plan) -> Folder:
             folder.name,
         )
     return probed
+
+
+def check_seen(folder: Folder) -> None:
+    """Make sure that this process sees the folder that a driver has claimed.
+
+    Raises:
+        ConfigError: the plan is not there.
+    """
+    if folder.read(PLAN) is None:
+        raise ConfigError(
+            f"a replica on {socket.gethostname()} finds no {folder.name}/{PLAN}, which the driver wrote: that machine "
+            "has another folder of this name. Use a folder that all machines share, or a URL such as s3://bucket/out."
+        )
 
 
 def finished(folder: Folder, plan: Plan) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +16,14 @@ import numpy as np
 
 from pipeline import manifest
 from pipeline.errors import InputError, OutputError
-from pipeline.job import Executor, Progress, Spent
+from pipeline.job import Executor, OpenWorker, Progress, Spent
 from pipeline.lease import hold
 from pipeline.plan import Plan, library_versions
 from pipeline.proofs.columns import Array
 from pipeline.recorded import Recorded, open_run
 from pipeline.reopen import plan_again
 from pipeline.retries import Retry, all_retries, errors_left, read_retry, retry_folder
-from pipeline.shard import EngineMaker, Setup, make_engine, open_worker, published
+from pipeline.shard import EngineMaker, Setup, make_engine, published
 from pipeline.storage import Folder
 from pipeline.strategies import num_rows
 from pipeline.tally import Tally
@@ -134,7 +133,7 @@ def carry_out(
         if progress:
             progress.start(sum(retry.parts.values()), len(retry.parts), tally)
         setup = _setup(plan, outlook, folder)
-        for part in spent.heard(execute(partial(open_worker, setup, engine_maker), todo)) if todo else ():
+        for part in spent.heard(execute(OpenWorker(setup, engine_maker), todo)) if todo else ():
             still_mine()
             tally.add(published(part, folder))
             spent.add(part)
