@@ -79,8 +79,8 @@ def check_room(wanted: int, need: Need, nodes: Sequence[Node]) -> None:
     shown = "; ".join(f"{node}: {need.unmet(node) or f'{need.fit(node)} fit'}" for node in nodes[:NODES_SHOWN])
     more = f"; {len(nodes) - NODES_SHOWN} more nodes" if len(nodes) > NODES_SHOWN else ""
     raise ConfigError(
-        f"run.replicas asks for {wanted} replicas of {need} each, but the cluster has room for {have} ({shown}{more}). "
-        "Lower run.replicas or run.gpus_per_replica, add nodes, or set run.autoscaling where nodes come and go."
+        f"run.replicas asks for {wanted} replicas of {need} each, but the cluster has room for {have} ({shown}{more}).",
+        "Lower run.replicas or run.gpus_per_replica, add nodes, or set run.autoscaling where nodes come and go.",
     )
 
 
@@ -102,8 +102,8 @@ def check_shared(output: str, driver: str, need: Need, nodes: Sequence[Node], do
     if others or to_come:
         raise ConfigError(
             f"output.path {output} is a folder of the driver's machine, but replicas may be placed elsewhere too: "
-            f"{', '.join([*others[:NODES_SHOWN], *more, *to_come])}. Use a URL such as s3://bucket/out, or say "
-            "run.shared_output: true if all machines share this folder."
+            f"{', '.join([*others[:NODES_SHOWN], *more, *to_come])}.",
+            "Use a URL such as s3://bucket/out, or say run.shared_output: true if all machines share this folder.",
         )
 
 

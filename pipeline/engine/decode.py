@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipeline.engine.advance import advance
-from pipeline.engine.cache import SlotCache, place
+from pipeline.engine.cache import Memory, SlotCache, place
 from pipeline.engine.dola import early_layers
 from pipeline.engine.measure import measure
 from pipeline.engine.model import GPT2, States
@@ -74,6 +74,7 @@ class Engine:
         self.max_slots = max_slots
         self.cache_bytes = cache_bytes
         self.usage = Usage()  # of all calls
+        self._memory = Memory()
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Response]:
@@ -94,6 +95,7 @@ class Engine:
                 if self.max_slots == 1:
                     raise
             self.max_slots, self.cache_bytes = self.max_slots // 2, self.cache_bytes // 2
+            self._memory = Memory()
             log.warning("the device is out of memory: going on with batches of %s rows", self.max_slots)
             torch.cuda.empty_cache()  # out of the handler, whose traceback holds on to the tensors
 
@@ -149,7 +151,7 @@ class Engine:
         affordable = self.cache_bytes // (positions * self.model.kv_bytes_per_token)
         widths = [unit.num_slots for unit in units]
         allowed = max(min(self.max_slots, affordable), max(widths))
-        return self.model.new_cache(min(allowed, sum(widths)), positions), allowed
+        return self.model.new_cache(min(allowed, sum(widths)), positions, self._memory), allowed
 
     def _prefill(
         self, cache: SlotCache, running: list[Unit], admitted: list[Waiting], logprobs: dict[Prompt, FloatArray]
