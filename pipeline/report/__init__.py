@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pyarrow.compute as pc
 
-from pipeline.errors import InputError, OutputError
+from pipeline import new_file
+from pipeline.errors import InputError
 from pipeline.report import view
 from pipeline.report.gather import first_rows, shown_rows
 from pipeline.report.page import render
@@ -60,19 +61,13 @@ def write_report(
 
     Raises:
         InputError: the folder holds no parts yet, or no row of a wanted id.
-        OutputError: the file is there already.
+        OutputError: the file is there already, or cannot be written.
         ConfigError: there is no such baseline.
     """
-    check_target(path, may_replace=may_replace)
+    new_file.check_free(path, may_replace=may_replace)
     document, num_shown, num_all = _document(open_run(folder), num_prompts, row_ids, baseline)
-    path.write_text(document, encoding="utf-8", newline="\n")
+    new_file.write(path, document)
     return Written(path, len(document.encode()), num_shown, num_all)
-
-
-def check_target(path: Path, *, may_replace: bool) -> None:
-    """Raise OutputError where a page would be written over a file."""
-    if path.exists() and not may_replace:
-        raise OutputError(f"{path} is there already. Give another name with -o, or --force to replace it.")
 
 
 def _document(results: Results, num_prompts: int, row_ids: Sequence[str], baseline: str | None) -> tuple[str, int, int]:
@@ -84,7 +79,7 @@ def _document(results: Results, num_prompts: int, row_ids: Sequence[str], baseli
         picker.add(rows)
     summary = collector.summary()
     if missing := [row_id for row_id in row_ids if row_id not in picker.asked.values()]:
-        raise InputError(f"{results.folder} holds no row with row_id {missing[0]!r}.")
+        raise InputError(f"{results.folder} holds no row with row_id {missing[0]!r}.", "Take an id of column row_id.")
     why = picker.chosen(summary.num_prompts)
     table = shown_rows(results, why)
     num_shown = pc.count_distinct(table["row_index"]).as_py()

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import new_file
 from pipeline.compare import Comparison, pair_of, table_views
 from pipeline.compare_screen import Verdict
 from pipeline.recorded import Vocabulary
@@ -57,7 +58,7 @@ def write_comparison(
         "payload": packed(_header(comparison, table, vocabulary, why, steps, others), table, vocabulary),
     }
     document = render("compare", content)
-    path.write_text(document, encoding="utf-8", newline="\n")
+    new_file.write(path, document)
     return Written(path, len(document.encode()), num_shown, picker.num_prompts)
 
 

@@ -74,8 +74,8 @@ def baseline_of(job: Job, name: str | None = None) -> str | None:
     if name is None:
         return next((strategy.name for strategy in job.strategies if strategy.type == "greedy"), None)
     if name not in names:
-        choice = f"Choose one of {', '.join(names)}." if names else "This run has none."
-        raise ConfigError(f"the baseline must be a strategy of the run that generates text, not `{name}`. {choice}")
+        choice = f"Choose one of {', '.join(names)}." if names else "Leave it out: this run has none."
+        raise ConfigError(f"the baseline must be a strategy of the run that generates text, not `{name}`.", choice)
     return name
 
 
@@ -109,7 +109,9 @@ def whole_prompts(results: Results, columns: Sequence[str], piece_rows: int = PI
         try:
             yield from _pieces(_batches(results, key, list(columns), piece_rows))
         except (pa.ArrowException, OSError) as error:
-            raise StorageError(f"{results.folder}/{key} cannot be read: {error}.") from error
+            raise StorageError(
+                f"{results.folder}/{key} cannot be read: {error}.", "Remove it and run the job again."
+            ) from error
 
 
 def _batches(results: Results, key: str, columns: list[str], piece_rows: int) -> Iterator[pa.RecordBatch]:
@@ -119,7 +121,7 @@ def _batches(results: Results, key: str, columns: list[str], piece_rows: int) ->
         return
     data = first.folder.read(key)
     if data is None:
-        raise StorageError(f"{results.folder}/{key} was there and is gone. Put it back, or run the job again.")
+        raise StorageError(f"{results.folder}/{key} was there and is gone.", "Put it back, or run the job again.")
     file = pq.ParquetFile(pa.BufferReader(data))
     yield from file.iter_batches(min(piece_rows, _rows_that_fit(file.metadata, columns)), columns=columns)
 
