@@ -65,16 +65,16 @@ def compare(
     given. Docs: docs/compare.md.
     """
     with exit_codes():
+        from pipeline import new_file
         from pipeline.compare import compare_runs, compare_strategies, to_document
         from pipeline.compare_screen import print_comparison, print_verdict, verdict
-        from pipeline.new_file import check_free
         from pipeline.report.comparison import write_comparison
         from pipeline.report.selection import ChangePicker
         from pipeline.results import open_run
 
         names = _asked(folders, strategies)
         if output is not None:
-            check_free(output, may_replace=force)
+            new_file.check_free(output, may_replace=force)
         picker = ChangePicker(num_prompts)
         watch = picker.add if output is not None else None
         if strategies is None:

@@ -211,7 +211,7 @@ def compare_runs(first: Results, second: Results, watch: Watcher | None = None) 
             "Compare runs of models with one tokenizer.",
         )
     found = {name: Difference((name, name)) for name in shared}
-    for pair in pairs(_views(first), _views(second)):
+    for pair in starmap(pair_of, _matched(_views(first), _views(second))):
         if (name := pair.view.strategy) in found:
             _count(found[name], pair, watch)
     settings = tuple(differences(first.run.identity, second.run.identity))
@@ -231,7 +231,7 @@ def compare_strategies(results: Results, first: str, second: str, watch: Watcher
             there = ", ".join(f"`{each}`" for each in known)
             raise InputError(f"the run has no strategy `{name}`; there are {there}.", "Name two of these.")
     found = Difference((first, second))
-    for pair in pairs(*(of_strategy(_views(results), name) for name in (first, second))):
+    for pair in starmap(pair_of, _matched(_views_of(results, first), _views_of(results, second))):
         _count(found, pair, watch)
     one_way, other_way = (
         known[name].model_dump(mode="json", exclude={"name"}, exclude_defaults=True) for name in (first, second)
@@ -263,15 +263,6 @@ def kl(one: View, other: View, num_steps: int) -> tuple[npt.NDArray[np.float64],
     parts = [np.append(each, 1 - each.sum(1, keepdims=True), 1).clip(LEAST) for each in (p, q)]
     divergence = (parts[0] * np.log(parts[0] / parts[1])).sum(1)
     return np.maximum(divergence, 0), float(np.abs(p - q).max(initial=0))
-
-
-def pairs(first: Iterator[View], second: Iterator[View]) -> Iterator[Pair]:
-    """Completions of the same input row, strategy and sample, in the order of the input.
-
-    Raises:
-        InputError: an input row has another id on the other side.
-    """
-    return starmap(pair_of, _matched(first, second))
 
 
 def pair_name(names: tuple[str, str]) -> str:
@@ -340,9 +331,9 @@ def _views(results: Results) -> Iterator[View]:
         yield from table_views(table)
 
 
-def of_strategy(views: Iterator[View], strategy: str) -> Iterator[View]:
-    """Those of one strategy, without its name, so that they match those of another."""
-    return (view._replace(strategy="") for view in views if view.strategy == strategy)
+def _views_of(results: Results, strategy: str) -> Iterator[View]:
+    """Completions of one strategy, in order and without its name, so that they match those of another."""
+    return (view._replace(strategy="") for view in _views(results) if view.strategy == strategy)
 
 
 def table_views(table: pa.Table) -> Iterator[View]:

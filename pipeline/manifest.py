@@ -155,6 +155,7 @@ def known_parts(folder: Folder, fingerprint: str, planned: Iterable[tuple[str, i
     for key, num_rows in planned:
         if key in finished and key not in tally:
             tally.add(part_facts(folder, key, fingerprint, num_rows))
+    tally.earlier_tokens = tally.generated_tokens
     return tally
 
 
@@ -267,10 +268,10 @@ def summarise(plan: Plan, tally: Tally, timings: dict[str, Any], is_exclusive: b
             "ok": rows - errors,
             "errors": errors,
             "truncated_prompts": tally.truncated_prompts,
-            "generated_tokens": sum(part.generated_tokens for part in tally),
+            "generated_tokens": tally.generated_tokens,
         },
         "strategies": tally.strategies,
-        "timings": timings,
+        "timings": timings | {"generated_tokens": tally.generated_tokens - tally.earlier_tokens},
         "versions": library_versions(),
     }
 

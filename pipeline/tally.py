@@ -43,6 +43,7 @@ class Tally:
         parts: by key.
         errors: rows of all that are errors.
         truncated_prompts: of all.
+        earlier_tokens: generated tokens of the parts that were there before this attempt.
     """
 
     folder: Folder
@@ -50,6 +51,7 @@ class Tally:
     parts: dict[str, Listed] = field(default_factory=dict)
     errors: int = 0
     truncated_prompts: int = 0
+    earlier_tokens: int = 0
     _sums: dict[str, Any] = field(default_factory=dict)
     _unwritten: list[Part] = field(default_factory=list)
 
@@ -61,6 +63,11 @@ class Tally:
 
     def __contains__(self, key: object) -> bool:
         return key in self.parts
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens of all completions."""
+        return sum(part.generated_tokens for part in self)
 
     @property
     def strategies(self) -> dict[str, Sums]:

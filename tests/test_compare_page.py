@@ -319,6 +319,19 @@ def test_another_prompt_is_shown_and_nothing_in_it_acts(browser: Any, tmp_path: 
         assert page.locator(".changes tbody td").first.inner_text().endswith("1 only in the second")
 
 
+def test_the_same_text_in_other_tokens_is_another_prompt(browser: Any, tmp_path: Path) -> None:
+    folders = []
+    for name, cut in (("a", "truncate_left"), ("b", "truncate_right")):
+        source = write_prompts(tmp_path / f"{name}.parquet", ["I skip across the " * 100])
+        given = {"path": str(source), "id_column": "id", "on_long_prompt": cut}
+        run_echo(make_job(source, tmp_path / name, input=given, strategies=[GREEDY]))
+        folders.append(tmp_path / name)
+    with opened(browser, written(tmp_path / "c.html", *folders, exit_code=5)) as page:
+        assert page.locator(".second-prompt").inner_text() == "in the second: the same text, in other tokens"
+        page.locator(".tokens .t").first.hover()
+        assert page.locator("#card .both").count() == 0
+
+
 def test_runs_that_recorded_differently_many_alternatives_are_compared(browser: Any, tmp_path: Path) -> None:
     folders = []
     for top_k in (0, 2, 5):

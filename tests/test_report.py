@@ -228,6 +228,18 @@ def test_rows_that_a_retry_mended_are_in_the_report_and_its_query_counts_them(tm
         assert found[each.name] == [each.totals["ok"], pytest.approx(each.metric("perplexity").value)]
 
 
+def test_a_resumed_run_says_what_its_time_and_its_speed_are_of(tmp_path: Path) -> None:
+    work = make_job(write_prompts(tmp_path / "p.parquet", ["I skip across the"] * 7), tmp_path / "out")
+    run_echo(work)
+    assert "of the last attempt" not in report_of(tmp_path / "out", tmp_path / "whole.html")
+    for name in ("_SUCCESS", "_manifest.json", "README.md", "data/part-00001.parquet"):
+        (tmp_path / "out" / name).unlink()
+    run_echo(work)
+    page = report_of(tmp_path / "out", tmp_path / "resumed.html")
+    assert re.search(r"of the last attempt: 18 of 42 tokens, [\d.,]+ tokens/s over all strategies", page)
+    assert "none has tokens/s of its own" in page
+
+
 # Refusals
 
 

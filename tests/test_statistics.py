@@ -317,7 +317,20 @@ def test_totals_are_those_of_the_manifest(sound: Path) -> None:
     for manifest_name, name in (("rows", "rows"), ("ok", "ok"), ("errors", "errors"), ("generated_tokens", "tokens")):
         assert summary.total(name) == manifest["totals"][manifest_name]
     assert summary.num_prompts == manifest["totals"]["input_rows"]
+    assert summary.timed_tokens == summary.total("tokens")
     assert summary.tokens_per_s == summary.total("tokens") / manifest["timings"]["elapsed_s"]
+
+
+def test_the_pace_of_a_resumed_run_is_that_of_what_the_last_attempt_generated(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "p.parquet", ["I skip across the"] * 7)
+    work = make_job(source, tmp_path / "out")
+    before = run_echo(work).manifest["totals"]["generated_tokens"]
+    for name in ("_SUCCESS", "_manifest.json", "README.md", "data/part-00001.parquet"):
+        (tmp_path / "out" / name).unlink()
+    timings = run_echo(work).manifest["timings"]
+    summary = summarise(open_run(tmp_path / "out"))
+    assert (before, summary.total("tokens"), summary.timed_tokens) == (42, 42, 18)
+    assert summary.tokens_per_s == 18 / timings["elapsed_s"]
 
 
 # Laws

@@ -136,7 +136,7 @@ def _header(
 
 
 def _prompts(table: pa.Table, vocabulary: Vocabulary, why: Why) -> list[dict[str, Any]]:
-    """As for a report; where the second side has another prompt, with that as `second`."""
+    """As for a report; whether the second side has another prompt (`isOther`), and its text if that is another one."""
     kept = [name for name in table.column_names if name not in (*COLUMNS, *MARKS)]
     prompts = prompts_of(table, vocabulary, why, kept)
     sides = [_prompt_rows(table.filter(pc.equal(table["_side"], side))) for side in (0, 1)]
@@ -144,6 +144,8 @@ def _prompts(table: pa.Table, vocabulary: Vocabulary, why: Why) -> list[dict[str
         first, second = (side.get(prompt["index"]) for side in sides)
         if first is not None and second is not None:
             texts = [prompt_text(row, vocabulary) for row in (first, second)]
+            token_ids = [row["prompt_token_ids"] for row in (first, second)]
+            prompt["isOther"] = texts[0] != texts[1] or (None not in token_ids and token_ids[0] != token_ids[1])
             if texts[0] != texts[1]:
                 prompt["second"] = cut(texts[1])
     return prompts

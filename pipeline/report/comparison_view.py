@@ -16,6 +16,7 @@ from pipeline.statistics import METRICS, Collector, Estimate, StrategySummary
 from pipeline.statistics.diversity import common_budget
 from pipeline.statistics.rows import read_strategies
 
+MOST_FILES = 4
 KL_ENDS = (f"< {KL_BOUNDS[0]:g}", f"≥ {KL_BOUNDS[-1]:g}")
 KL_NAMES = (KL_ENDS[0], *(f"{low:g} to {high:g}" for low, high in pairwise(KL_BOUNDS)), KL_ENDS[1])
 
@@ -94,13 +95,14 @@ def facts(comparison: Comparison) -> list[Fact]:
 def _described(results: Results) -> dict[str, str]:
     run, manifest = results.run, results.run.manifest() or {}
     dtype = run.job.model.dtype
+    files = [f"{file['name']} ({file['sha256'][:12]})" for file in run.identity["inputs"]]
     return {
         "folder": results.folder,
         "model": run.model.name,
         "commit": run.model.commit,
         "numbers": f"{dtype}, determinism {DETERMINISM[dtype]}",
         "seed": str(run.job.seed),
-        "input": ", ".join(f"{file['name']} ({file['sha256'][:12]})" for file in run.identity["inputs"][:4]),
+        "input": ", ".join([*files[:MOST_FILES], *(["…"] if len(files) > MOST_FILES else [])]),
         "rows": f"{results.counts['rows']:,}, of them {results.counts['errors']:,} errors",
         "tokens": f"{results.counts['generated_tokens']:,}",
         "state": "finished" if results.is_finished else "under way",
@@ -154,8 +156,8 @@ def _delta(one: StrategySummary, other: StrategySummary, column: view.Column) ->
     if column.name in METRICS:
         found = other.difference(one, column.name)
     else:
-        values = (one.distinct_2, other.distinct_2)
-        found = Estimate(None if None in values else (other.distinct_2 or 0) - (one.distinct_2 or 0))
+        here, there = one.distinct_2, other.distinct_2
+        found = Estimate(None if here is None or there is None else there - here)
     value, interval = change(found, column.is_share)
     is_clear = found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
     return Delta(value, interval, is_clear)

@@ -110,10 +110,8 @@ def tiles(results: Results, summary: RunSummary) -> list[tuple[str, str, str]]:
         ("errors", f"{errors:,}", f"{share(errors / rows)} of the rows" if rows else ""),
         ("tokens", f"{summary.total('tokens'):,}", "generated or scored"),
     ]
-    if summary.elapsed_s is not None and summary.tokens_per_s is not None:
-        found.append(
-            ("time", duration(summary.elapsed_s), f"{number(summary.tokens_per_s)} tokens/s over all strategies")
-        )
+    if summary.elapsed_s is not None:
+        found.append(("time", duration(summary.elapsed_s), _pace(results, summary)))
     return [
         *found,
         ("model", model.name.rstrip("/").rsplit("/", 1)[-1], f"{model.commit[:19]}"),
@@ -121,6 +119,17 @@ def tiles(results: Results, summary: RunSummary) -> list[tuple[str, str, str]]:
         ("seed", str(run.job.seed), f"fingerprint {run.fingerprint[:12]}"),
         ("state", *_state(results, summary)),
     ]
+
+
+def _pace(results: Results, summary: RunSummary) -> str:
+    """What the time is of, and how fast the run went in it."""
+    if summary.tokens_per_s is None or summary.timed_tokens is None:
+        return "of the last attempt"
+    speed = f"{number(summary.tokens_per_s)} tokens/s over all strategies"
+    all_tokens = (results.run.manifest() or {})["totals"]["generated_tokens"]
+    if summary.timed_tokens == all_tokens:
+        return speed
+    return f"of the last attempt: {summary.timed_tokens:,} of {all_tokens:,} tokens, {speed}"
 
 
 def _state(results: Results, summary: RunSummary) -> tuple[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -94,6 +93,7 @@ class RunSummary:
         strategies: in job order.
         num_prompts: input rows that the parts so far hold.
         elapsed_s: of the attempt that finished the run; None while it is not finished.
+        timed_tokens: generated in that attempt; None where the run did not record it.
     """
 
     baseline: str | None
@@ -101,6 +101,7 @@ class RunSummary:
     strategies: tuple[StrategySummary, ...]
     num_prompts: int
     elapsed_s: float | None
+    timed_tokens: int | None
 
     def total(self, name: str) -> int:
         """Sum over the strategies of `rows`, `ok`, `errors` or `tokens`."""
@@ -108,8 +109,8 @@ class RunSummary:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Tokens of all strategies per second; what a run recorded of time does not divide by strategy."""
-        return self.total("tokens") / self.elapsed_s if self.elapsed_s else None
+        """Tokens of all strategies per second of that attempt; strategies share forward passes, so none has its own."""
+        return self.timed_tokens / self.elapsed_s if self.elapsed_s and self.timed_tokens is not None else None
 
     def strategy(self, name: str) -> StrategySummary:
         """The strategy of that name."""
@@ -141,12 +142,14 @@ class Collector:
         """What they say; `bigrams` to count of each strategy, by default what the smallest has."""
         tallies = list(self.tallies.values())
         budget = common_budget([tally.sample for tally in tallies]) if bigrams is None else bigrams
+        timings = (self.run.manifest() or {"timings": {}})["timings"]
         return RunSummary(
             baseline=self.baseline,
             bigrams=budget,
             strategies=tuple(StrategySummary(tally, budget) for tally in tallies),
             num_prompts=self.num_rows // self.run.rows_per_prompt,
-            elapsed_s=_elapsed_s(self.run.manifest()),
+            elapsed_s=timings.get("elapsed_s"),
+            timed_tokens=timings.get("generated_tokens"),
         )
 
 
@@ -175,7 +178,3 @@ def _collected(collector: Collector, rows: Iterable[StrategyRows]) -> Collector:
     for each in rows:
         collector.add(each)
     return collector
-
-
-def _elapsed_s(manifest: dict[str, Any] | None) -> float | None:
-    return None if manifest is None else float(manifest["timings"]["elapsed_s"])

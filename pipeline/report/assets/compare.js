@@ -34,8 +34,9 @@ function isDifferent(data, prompt) {
   return [...prompt.cells.values()].flat().some((row) => hasChanged(data, [row, data.rows.other[row]]));
 }
 
-function secondPrompt({ second }) {
-  if (second === undefined) return null;
+function secondPrompt({ second, isOther }) {
+  if (!isOther) return null;
+  if (second === undefined) return element("div", { class: "second-prompt note" }, "in the second: the same text, in other tokens");
   const text = second.text === null ? "no prompt" : visible(second.text);
   return element("div", { class: "second-prompt" }, element("span", { class: "note" }, "in the second: "),
     element("span", { class: "text", dir: "auto" }, text));
@@ -93,7 +94,7 @@ function comparedWith() {
 /** The rows of both sides where both saw the same text at a step, else null. */
 function bothAt(data, row, index) {
   const other = data.rows.other[row];
-  if (other === null || data.prompts[data.rows.prompt[row]].second !== undefined) return null;
+  if (other === null || data.prompts[data.rows.prompt[row]].isOther) return null;
   const step = data.rows.step[row];
   if ((step !== null && index > step) || index >= data.rows.steps[other]) return null;
   return data.strategies[data.rows.strategy[row]].side ? [other, row] : [row, other];
