@@ -23,11 +23,11 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import cli, job
 from pipeline.errors import ConfigError, InUseError, StorageError
+from pipeline.object_store import Patience
 from pipeline.replay import replay
 from pipeline.retry import carry_out, look
 from pipeline.shard import Part, Shard
 from pipeline.storage import ObjectFolder, open_folder
-from pipeline.storage_objects import Patience
 from pipeline.verify import verify
 from tests.fake_store import DIALECTS, FakeStore, every, fake_store, no_fault, puts
 from tests.flows import echo, make_job, part_bytes, run_echo, write_prompts
