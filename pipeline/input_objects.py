@@ -51,7 +51,7 @@ def find(url: str) -> tuple[list[str], bool]:
         pattern = re.compile(re.escape(key).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*"))
         keys = [found for found in keys if pattern.fullmatch(found) and "/." not in found.removeprefix(folder)]
     if not keys:
-        raise InputError(f"`input.path` is {url}, but there is no such object or folder.")
+        raise InputError(f"`input.path` is {url}, but there is no such object or folder.", "Look up its name.")
     return [f"{bucket}/{found}" for found in keys], "*" in key
 
 
@@ -110,14 +110,14 @@ def _explained(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise InputError(f"{url} (input.path) cannot be opened: there is no such object.") from error
+        raise InputError(f"{url} (input.path) cannot be opened: there is no such object.", "Put it back.") from error
     except REFUSED as error:
         raise InputError(
-            f"{url} (input.path) cannot be opened: {first_line(error)}. The credentials in the environment must "
-            "allow to get and list objects there."
+            f"{url} (input.path) cannot be opened: {first_line(error)}.",
+            "Set credentials in the environment that may get and list objects there.",
         ) from error
     except BaseError as error:
         raise StorageError(
-            f"cannot read {url}: {first_line(error)}. Check the endpoint and the network, then run the same command "
-            "again; finished parts are kept."
+            f"cannot read {url}: {first_line(error)}.",
+            "Check the endpoint and the network, then run the same command again; finished parts are kept.",
         ) from error

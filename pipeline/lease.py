@@ -134,8 +134,8 @@ def wait_until_free(folder: Folder, place: str, wait: Callable[[float], None]) -
         has_ended = lease.driver.has_ended(place)
         if has_ended is False or (has_ended is None and watched not in (None, lease)):
             raise InUseError(
-                f"output folder {folder.name} is being worked on by {lease.driver}. "
-                "Wait until it is done, or stop it and run the same command again."
+                f"output folder {folder.name} is being worked on by {lease.driver}.",
+                "Wait until it is done, or stop it and run the same command again.",
             )
         if has_ended or waited_s >= EXPIRY_S:
             why = "has ended" if has_ended else f"has not renewed its lease for {EXPIRY_S:g} s"
@@ -159,7 +159,8 @@ def renew(folder: Folder, mine: Lease) -> Lease:
     if holder is not None and holder.driver != mine.driver:
         raise InUseError(
             f"output folder {folder.name} was taken over by {holder.driver}, because this driver had not renewed its "
-            f"lease for {EXPIRY_S:g} s. All finished parts are kept; leave the rest to the other one."
+            f"lease for {EXPIRY_S:g} s. All finished parts are kept.",
+            "Leave the rest to the other one.",
         )
     renewed = replace(mine, renewals=mine.renewals + 1)
     folder.replace(renewed.key, renewed.document)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import socket
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.errors import OutputError, StorageError
+from pipeline.errors import ConfigError, OutputError, StorageError
 from pipeline.plan import Plan, library_versions
 from pipeline.schema import MEANINGS
 from pipeline.shard import Part
@@ -50,8 +51,8 @@ def check_ours(folder: Folder, plan: Plan) -> dict[str, Any] | None:
     if stored.get("fingerprint") != plan.fingerprint:
         changes = "\n".join(f"  {line}" for line in differences(stored.get("identity"), plan.identity))
         raise OutputError(
-            f"output folder {folder.name} belongs to another job. It differs in (there -> here):\n{changes}\n"
-            "Choose another folder with --output, or run the job that started this one."
+            f"output folder {folder.name} belongs to another job. It differs in (there -> here):\n{changes}",
+            "Choose another folder with --output, or run the job that started this one.",
         )
     return stored
 
@@ -82,6 +83,20 @@ def claim(folder: Folder, plan: Plan) -> Folder:
     return probed
 
 
+def check_seen(folder: Folder) -> None:
+    """Make sure that this process sees the folder that a driver has claimed.
+
+    Raises:
+        ConfigError: the plan is not there.
+    """
+    if folder.read(PLAN) is None:
+        raise ConfigError(
+            f"a replica on {socket.gethostname()} finds no {folder.name}/{PLAN}, which the driver wrote: that machine "
+            "has another folder of this name.",
+            "Use a folder that all machines share, or a URL such as s3://bucket/out.",
+        )
+
+
 def finished(folder: Folder, plan: Plan) -> dict[str, Any] | None:
     """The manifest of a run that has all its parts and said so; None for any other."""
     document = folder.read(MANIFEST) if folder.read(SUCCESS) is not None else None
@@ -95,8 +110,8 @@ def _refuse_strangers(folder: Folder) -> None:
     strangers = [key for key in folder.list_keys() if key not in ("_tmp", "data")] + folder.list_keys("data")
     if strangers:
         raise OutputError(
-            f"output folder {folder.name} holds `{strangers[0]}` and no `{PLAN}`: it is not a run of batchgen. "
-            "Choose an empty or new folder with --output."
+            f"output folder {folder.name} holds `{strangers[0]}` and no `{PLAN}`: it is not a run of batchgen.",
+            "Choose an empty or new folder with --output.",
         )
 
 
@@ -185,11 +200,12 @@ def _described(folder: Folder, key: str, data: bytes, fingerprint: str, num_rows
         )
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
-            f"{folder.name}/{key} is not a part of this run, or is damaged ({error}). Remove it and run the job again."
+            f"{folder.name}/{key} is not a part of this run, or is damaged ({error}).",
+            "Remove it and run the job again.",
         ) from error
 
 
-def finish(folder: Folder, plan: Plan, tally: Tally, timings: dict[str, float]) -> dict[str, Any]:
+def finish(folder: Folder, plan: Plan, tally: Tally, timings: dict[str, Any]) -> dict[str, Any]:
     """Write everything that a finished run has beside its parts; returns the manifest.
 
     Raises:
@@ -207,8 +223,8 @@ def check_complete(folder: Folder, planned: set[str]) -> None:
     if planned != found:
         raise StorageError(
             f"{folder.name} lacks {len(planned - found)} of {len(planned)} parts and holds {len(found - planned)} "
-            f"others, first {min(planned ^ found)}. All replicas must write to this very folder, and nobody else; then "
-            "run the same command again."
+            f"others, first {min(planned ^ found)}.",
+            "Let all replicas write to this very folder, and nobody else; then run the same command again.",
         )
 
 
@@ -228,13 +244,15 @@ def parse(document: bytes) -> dict[str, Any]:
     try:
         values = json.loads(document)
     except ValueError as error:
-        raise StorageError(f"a document of the output folder is damaged: {error}. Use a new output folder.") from error
+        raise StorageError(
+            f"a document of the output folder is damaged: {error}.", "Use a new output folder."
+        ) from error
     if not isinstance(values, dict):
-        raise StorageError("a document of the output folder is damaged: not an object. Use a new output folder.")
+        raise StorageError("a document of the output folder is damaged: not an object.", "Use a new output folder.")
     return values
 
 
-def summarise(plan: Plan, tally: Tally, timings: dict[str, float], is_exclusive: bool) -> dict[str, Any]:
+def summarise(plan: Plan, tally: Tally, timings: dict[str, Any], is_exclusive: bool) -> dict[str, Any]:
     """The manifest as JSON values, without the list of parts."""
     rows, errors = sum(part.rows for part in tally), tally.errors
     return {

@@ -63,16 +63,20 @@ def checked(url: str, setting: str) -> str:
     if parts.scheme not in SCHEMES:
         raise ConfigError(
             f"{setting} must be a folder, or begin with {' or '.join(f'{known}://' for known in SCHEMES)}, "
-            f"but is {url!r}."
+            f"but is {url!r}.",
+            "Give one of these.",
         )
     if "@" in parts.netloc or ":" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(
             f"{setting} must be {parts.scheme}://bucket/path and nothing more, but holds credentials, a port, `?` or "
-            "`#`. Endpoint and credentials come from the environment."
+            "`#`.",
+            "Put endpoint and credentials into the environment.",
         )
     segments = parts.path.strip("/").split("/") if parts.path.strip("/") else []
     if not parts.netloc or any(segment in ("", ".", "..") for segment in segments):
-        raise ConfigError(f"{setting} must be {parts.scheme}://bucket/path with plain names, but is {url!r}.")
+        raise ConfigError(
+            f"{setting} must be {parts.scheme}://bucket/path with plain names, but is {url!r}.", "Write it so."
+        )
     return "/".join([f"{parts.scheme}://{parts.netloc}", *segments])
 
 
@@ -100,8 +104,8 @@ def connect(url: str, setting: str, patience: Patience) -> Any:
         )
     except BaseError as error:
         raise ConfigError(
-            f"{setting} {url} cannot be opened: {first_line(error)}. Set what is missing in the environment: AWS_*, "
-            "GOOGLE_* or AZURE_*."
+            f"{setting} {url} cannot be opened: {first_line(error)}.",
+            "Set what is missing in the environment: AWS_*, GOOGLE_* or AZURE_*.",
         ) from error
 
 
@@ -110,7 +114,10 @@ def _check_endpoints() -> None:
     for variable in ENDPOINTS:
         value = os.environ.get(variable)
         if value and not _is_http_url(value):
-            raise ConfigError(f"{variable} in the environment must be as https://host:port, but is {value!r}.")
+            raise ConfigError(
+                f"{variable} in the environment must be as https://host:port, but is {value!r}.",
+                "Write it so, or unset it.",
+            )
 
 
 def _is_http_url(value: str) -> bool:

@@ -79,9 +79,32 @@ def check_room(wanted: int, need: Need, nodes: Sequence[Node]) -> None:
     shown = "; ".join(f"{node}: {need.unmet(node) or f'{need.fit(node)} fit'}" for node in nodes[:NODES_SHOWN])
     more = f"; {len(nodes) - NODES_SHOWN} more nodes" if len(nodes) > NODES_SHOWN else ""
     raise ConfigError(
-        f"run.replicas asks for {wanted} replicas of {need} each, but the cluster has room for {have} ({shown}{more}). "
-        "Lower run.replicas or run.gpus_per_replica, add nodes, or set run.autoscaling where nodes come and go."
+        f"run.replicas asks for {wanted} replicas of {need} each, but the cluster has room for {have} ({shown}{more}).",
+        "Lower run.replicas or run.gpus_per_replica, add nodes, or set run.autoscaling where nodes come and go.",
     )
+
+
+def check_shared(output: str, driver: str, need: Need, nodes: Sequence[Node], do_nodes_come: bool) -> None:
+    """Make sure that no replica can be placed on another machine than a local output folder, which nobody has said to
+    be shared.
+
+    Args:
+        output: path of the folder.
+        driver: address of its machine.
+        do_nodes_come: whether an autoscaler brings others.
+
+    Raises:
+        ConfigError: one can.
+    """
+    others = sorted({node.address for node in nodes if node.address != driver and not need.unmet(node)})
+    more = [f"{len(others) - NODES_SHOWN} more"] if len(others) > NODES_SHOWN else []
+    to_come = ["nodes that come under run.autoscaling"] if do_nodes_come else []
+    if others or to_come:
+        raise ConfigError(
+            f"output.path {output} is a folder of the driver's machine, but replicas may be placed elsewhere too: "
+            f"{', '.join([*others[:NODES_SHOWN], *more, *to_come])}.",
+            "Use a URL such as s3://bucket/out, or say run.shared_output: true if all machines share this folder.",
+        )
 
 
 def _matches(label: str | None, rule: str) -> bool:

@@ -6,11 +6,9 @@ published before a row is computed. Nothing that was there before is touched.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +16,14 @@ import numpy as np
 
 from pipeline import manifest
 from pipeline.errors import InputError, OutputError
-from pipeline.job import Executor, Progress
+from pipeline.job import Executor, OpenWorker, Progress, Spent
 from pipeline.lease import hold
 from pipeline.plan import Plan, library_versions
 from pipeline.proofs.columns import Array
 from pipeline.recorded import Recorded, open_run
 from pipeline.reopen import plan_again
 from pipeline.retries import Retry, all_retries, errors_left, read_retry, retry_folder
-from pipeline.shard import EngineMaker, Setup, make_engine, open_worker, published
+from pipeline.shard import EngineMaker, Setup, make_engine, published
 from pipeline.storage import Folder
 from pipeline.strategies import num_rows
 from pipeline.tally import Tally
@@ -93,15 +91,15 @@ def look(path: Path | str, error_types: Sequence[str] = ()) -> Outlook | None:
     run = open_run(path)
     if not run.is_finished:
         raise OutputError(
-            f"{run.folder.name} is not finished, so its error rows are not all known. Run its job to the end first."
+            f"{run.folder.name} is not finished, so its error rows are not all known.", "Run its job to the end first."
         )
     retries = all_retries(run)
     begun = retries[-1] if retries and not retries[-1].is_finished else None
     if begun and error_types and set(error_types) != set(begun.error_types):
         options = "".join(f" --error-type {type_}" for type_ in begun.error_types)
         raise OutputError(
-            f"retry {begun.name} of {run.folder.name} is not finished, and is not for these types of errors. Finish it "
-            f"first: `batchgen retry-errors {run.folder.name}{options}`."
+            f"retry {begun.name} of {run.folder.name} is not finished, and is not for these types of errors.",
+            f"Finish it first: `batchgen retry-errors {run.folder.name}{options}`.",
         )
     earlier = [retry for retry in retries if retry is not begun]
     name = f"{len(earlier) + 1:04d}"
@@ -124,7 +122,7 @@ def carry_out(
     Raises:
         BatchgenError: with what to do; published parts are kept, and the same command goes on.
     """
-    start = time.perf_counter()
+    spent = Spent()
     run, retry = outlook.run, outlook.retry
     plan = plan_again(run)
     retry.folder.prepare()
@@ -135,14 +133,14 @@ def carry_out(
         if progress:
             progress.start(sum(retry.parts.values()), len(retry.parts), tally)
         setup = _setup(plan, outlook, folder)
-        for part in execute(partial(open_worker, setup, engine_maker), todo) if todo else ():
+        for part in spent.heard(execute(OpenWorker(setup, engine_maker), todo)) if todo else ():
             still_mine()
             tally.add(published(part, folder))
+            spent.add(part)
             if progress:
                 progress.part(part)
         manifest.check_complete(folder, set(retry.parts))
-        timings = {"elapsed_s": round(time.perf_counter() - start, 3)}
-        summary = _summary(plan, outlook, tally, timings, folder.is_exclusive)
+        summary = _summary(plan, outlook, tally, spent.timings(), folder.is_exclusive)
         return Retried(folder.name, manifest.publish_manifest(folder, summary, tally), _num_errors(run))
 
 
@@ -164,7 +162,9 @@ def _outlook(run: Recorded, retry: Retry, earlier: list[Retry], is_resumed: bool
     unknown = [type_ for type_ in retry.error_types if type_ not in counts]
     if unknown:
         there = ", ".join(f"`{type_}` {count:,}" for type_, count in sorted(counts.items()))
-        raise InputError(f"no row of {run.folder.name} has the error type `{unknown[0]}`; there are {there}.")
+        raise InputError(
+            f"no row of {run.folder.name} has the error type `{unknown[0]}`; there are {there}.", "Name one of these."
+        )
     wanted_counts = Counter({type_: count for type_, count in sorted(counts.items()) if retry.wants(type_)})
     return Outlook(
         run=run,
@@ -188,7 +188,7 @@ def _claim(retry: Retry, run: Recorded) -> Folder:
     }
     retry.folder.publish(manifest.PLAN, manifest.to_json(plan))
     if read_retry(run, retry.name) != retry:
-        raise OutputError(f"{retry.folder.name} holds another retry, begun at the same time. Run the command again.")
+        raise OutputError(f"{retry.folder.name} holds another retry, begun at the same time.", "Run the command again.")
     return retry.folder.probed(manifest.PLAN)
 
 
@@ -201,9 +201,7 @@ def _setup(plan: Plan, outlook: Outlook, folder: Folder) -> Setup:
     return replace(setup, metadata=metadata, only=np.unique(row_index * len(plan.strategies) + owners[place]))
 
 
-def _summary(
-    plan: Plan, outlook: Outlook, tally: Tally, timings: dict[str, float], is_exclusive: bool
-) -> dict[str, Any]:
+def _summary(plan: Plan, outlook: Outlook, tally: Tally, timings: dict[str, Any], is_exclusive: bool) -> dict[str, Any]:
     """As a run's, of the rows of the retry."""
     summary = manifest.summarise(plan, tally, timings, is_exclusive)
     num_input_rows = len(np.unique(outlook.codes // plan.rows_per_prompt))

@@ -87,7 +87,7 @@ class ObjectFolder:
         """SHA-256 of what is stored under the key."""
         data = self.read(key)
         if data is None:
-            raise StorageError(f"{self.url}/{key} is missing. Run the same command again.")
+            raise StorageError(f"{self.url}/{key} is missing.", "Run the same command again.")
         return _sha256(data)
 
     def read_end(self, key: str, num_bytes: int) -> bytes | None:
@@ -159,10 +159,10 @@ class ObjectFolder:
         if isinstance(error, FileNotFoundError):
             advice = "Make the bucket, or choose another with --output."
         elif isinstance(error, REFUSED):
-            advice = "The credentials in the environment must allow to get, put, list and delete objects there."
+            advice = "Set credentials in the environment that may get, put, list and delete objects there."
         else:
             advice = "Check the endpoint and the network, then run the same command again; finished parts are kept."
-        return StorageError(f"cannot write or read {self.url}/{key}: {first_line(error)}. {advice}")
+        return StorageError(f"cannot write or read {self.url}/{key}: {first_line(error)}.", advice)
 
 
 def _sha256(data: bytes | memoryview) -> str:

@@ -204,7 +204,7 @@ def test_several_faults_in_a_row_are_survived(
 @pytest.mark.parametrize(
     ("fault", "puts_sent", "message"),
     [
-        ("403", 1, r"403 Forbidden.*must allow to get, put, list and delete objects"),
+        ("403", 1, r"403 Forbidden.*that may get, put, list and delete objects"),
         ("409", 3, r"409 Conflict.*run the same command again"),
         ("501", 9, r"501 Not Implemented.*run the same command again"),
         ("500", 9, r"500 Internal Server Error.*finished parts are kept"),
