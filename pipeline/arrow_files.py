@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
+from pipeline.input_changes import open_file
 from pipeline.input_files import InputFile
+from pipeline.input_objects import is_url
 
 _BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 _BATCH_ROWS = 1024  # as fast as larger ones, and a batch of documents must fit
@@ -35,6 +37,8 @@ def readable(name: str, format_: str) -> Iterator[None]:
     """Turn what pyarrow raises on a damaged or foreign file into an InputError that names it."""
     try:
         yield
+    except StorageError:  # of an object store
+        raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for names of columns
         raise InputError(
             f"{name} cannot be read as {format_}: {error}.", "Check that it was written completely."
@@ -48,7 +52,7 @@ def inspect(path: str, format_: str) -> Layout:
             return Layout("parquet", _parquet_schema(parquet), parquet.metadata.num_rows)
     if _is_stream(path):
         return _inspect_stream(path)
-    with pa.memory_map(path) as source:
+    with _mapped(path) as source:
         schema = pa.ipc.open_file(source).schema
         reader = pa.ipc.open_file(source, options=_options(schema, schema.names[:1]))
         ends = np.cumsum([reader.get_batch(i).num_rows for i in range(reader.num_record_batches)], dtype=np.int64)
@@ -83,7 +87,7 @@ def _read_arrow(file: InputFile, columns: Sequence[str], lo: int, hi: int) -> pa
     ends = np.frombuffer(file.seek_index, np.int64)
     first = int(np.searchsorted(ends, lo, "right"))
     start = int(ends[first - 1]) if first else 0
-    with pa.memory_map(file.path) as source:
+    with _mapped(file.path) as source:
         schema = pa.ipc.open_file(source).schema
         reader = pa.ipc.open_file(source, options=_options(schema, columns))
         batches = (reader.get_batch(i) for i in range(first, len(ends)))
@@ -93,7 +97,7 @@ def _read_arrow(file: InputFile, columns: Sequence[str], lo: int, hi: int) -> pa
 def _read_stream(file: InputFile, columns: Sequence[str], lo: int, hi: int) -> pa.Table:
     """A stream has no index; walking it touches only the headers of its batches."""
     schema = _stream_schema(file.path)
-    with pa.memory_map(file.path) as source, pa.ipc.open_stream(source, options=_options(schema, columns)) as reader:
+    with _mapped(file.path) as source, pa.ipc.open_stream(source, options=_options(schema, columns)) as reader:
         return _cut(reader, _select(schema, columns), lo, hi)
 
 
@@ -143,7 +147,14 @@ def _without_text(type_: pa.DataType) -> pa.DataType:
 
 def _open_parquet(path: str) -> Any:
     # pre_buffer=True, the default, would hold whole column chunks of a row group.
-    return pq.ParquetFile(path, arrow_extensions_enabled=False, pre_buffer=False, buffer_size=1 << 18)
+    return pq.ParquetFile(
+        open_file(path) if is_url(path) else path, arrow_extensions_enabled=False, pre_buffer=False, buffer_size=1 << 18
+    )
+
+
+def _mapped(path: str) -> Any:
+    """The bytes of an Arrow file, read as they are needed."""
+    return pa.PythonFile(open_file(path)) if is_url(path) else pa.memory_map(path)
 
 
 def _parquet_schema(parquet: Any) -> pa.Schema:
@@ -161,7 +172,7 @@ def _parquet_schema(parquet: Any) -> pa.Schema:
 
 
 def _is_stream(path: str) -> bool:
-    with open(path, "rb") as stream:
+    with open_file(path) as stream:
         magic = stream.read(6)
     if magic.startswith(b"FEA1"):
         raise InputError(f"{path} is a Feather V1 file, which is not read.", "Write it again with a current pyarrow.")
@@ -171,12 +182,12 @@ def _is_stream(path: str) -> bool:
 def _inspect_stream(path: str) -> Layout:
     schema = _stream_schema(path)
     options = _options(schema, schema.names[:1])
-    with pa.memory_map(path) as source, pa.ipc.open_stream(source, options=options) as reader:
+    with _mapped(path) as source, pa.ipc.open_stream(source, options=options) as reader:
         return Layout("arrow_stream", schema, sum(batch.num_rows for batch in reader))
 
 
 def _stream_schema(path: str) -> pa.Schema:
-    with pa.memory_map(path) as source, pa.ipc.open_stream(source) as reader:
+    with _mapped(path) as source, pa.ipc.open_stream(source) as reader:
         return reader.schema
 
 

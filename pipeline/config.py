@@ -37,7 +37,7 @@ class InputConfig(Frozen):
     """Where the prompts are and how to read them."""
 
     path: Text | Annotated[ListOf[Text], Field(min_length=1)] = Field(
-        description="File, glob, folder or list of them; or hf://user/set."
+        description="File, glob, folder or list of them; s3://, gs:// or az:// and a bucket; or hf://user/set."
     )
     id_column: str | None = Field(default=None, description="Column with a unique key; default: file and position.")
     prompt_column: str | None = Field(default=None, description="Text column (default: `prompt`).")

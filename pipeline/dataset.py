@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipeline import arrow_files, input_columns, text_files
 from pipeline.config import InputConfig
 from pipeline.errors import InputError
-from pipeline.input_changes import changed, stamp_of, unchanged
+from pipeline.input_changes import changed, open_file, stamp_of, unchanged
 from pipeline.input_columns import Use
 from pipeline.input_files import TEXT_FORMATS, FoundFile, InputFile, Stamp, find, relative_names
 from pipeline.input_rows import Place, Value, is_unicode, prompt_columns, prompt_values, row_ids
@@ -205,7 +205,7 @@ def _scan_content(found: FoundFile, name: str, stamp: Stamp, uses: list[Use], co
     with arrow_files.readable(name, found.format):
         layout = arrow_files.inspect(found.path, found.format)
         types = input_columns.check_schema(layout.schema, uses, name)
-        with open(found.path, "rb") as stream:
+        with open_file(found.path) as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     file = InputFile(found.path, name, layout.format, layout.num_rows, stamp[0], sha256, stamp, layout.seek_index)
     return _Scanned(file, {column: Typed(type_, name) for column, type_ in types.items()})

@@ -11,13 +11,20 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 
 from pipeline.errors import InputError
 from pipeline.input_files import InputFile, Stamp
+from pipeline.input_objects import is_url, open_object, stamp
 
 
 def stamp_of(path: str) -> Stamp:
-    """Size in bytes, and the times in ns when the content and the entry of the file last changed."""
+    """Size in bytes, and the times in ns when the content and the entry of the file last changed.
+
+    Of an object see `input_objects.stamp`.
+    """
+    if is_url(path):
+        return stamp(path)
     try:
         found = os.stat(path)
     except OSError as error:
@@ -25,6 +32,11 @@ def stamp_of(path: str) -> Stamp:
             f"{path} cannot be opened: {error.strerror}.", "Make every machine see the input under the same path."
         ) from error
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def open_file(path: str) -> BufferedReader:
+    """The bytes of an input file, wherever it lies."""
+    return open_object(path) if is_url(path) else open(path, "rb")
 
 
 @contextmanager
@@ -56,5 +68,5 @@ def _check(file: InputFile) -> None:
 @functools.lru_cache(maxsize=4096)
 def _digest(path: str, stamp: Stamp) -> str:
     """SHA-256 of a file, once for each stamp."""
-    with open(path, "rb") as stream:
+    with open_file(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from pipeline import hub_dataset
+from pipeline import hub_dataset, input_objects
 from pipeline.errors import InputError
 
 FORMATS = {
@@ -93,6 +93,8 @@ def find(path: str | Sequence[str]) -> list[FoundFile]:
 
 def relative_names(paths: Sequence[str]) -> list[str]:
     """Each path relative to the deepest folder common to all, with `/`."""
+    if len({input_objects.is_url(path) for path in paths}) > 1:
+        raise InputError("`input.path` mixes files on a disk with objects in a store.", "Point it at one of both.")
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     names = [PurePath(os.path.relpath(path, root)).as_posix() for path in paths]
     for name in names:
@@ -108,9 +110,12 @@ def _resolve(entry: str) -> Iterator[FoundFile]:
         for position, cached in enumerate(hub_dataset.fetch(hub_dataset.parse(entry))):
             yield FoundFile((entry, position), cached, "arrow")
         return
+    if input_objects.is_url(entry):
+        yield from _objects(entry)
+        return
     if _URI.match(entry):
         raise InputError(
-            f"`input.path` is {entry}, but only local paths and hf:// can be read.",
+            f"`input.path` is {entry}, but only local paths, s3://, gs://, az:// and hf:// can be read.",
             "Mount or copy the data, and give its path.",
         )
     path = os.path.abspath(os.path.expanduser(entry))
@@ -125,6 +130,18 @@ def _resolve(entry: str) -> Iterator[FoundFile]:
         yield _named(path)
     else:
         yield from _matches(entry)
+
+
+def _objects(entry: str) -> Iterator[FoundFile]:
+    """Objects of a URL; of a folder those of known formats, but for hidden and `_`-prefixed names."""
+    urls, are_named = input_objects.find(entry)
+    if any(url.endswith("/dataset_info.json") for url in urls):
+        raise InputError(f"{entry} (input.path) is a `datasets` folder.", "Copy it to a disk that all machines share.")
+    if not are_named:
+        urls = [url for url in urls if _is_data(url.removeprefix(f"{entry.rstrip('/')}/"))]
+    if not urls:
+        raise InputError(f"the folder {entry} (input.path) holds no {_known()} object.", "Give the folder that does.")
+    yield from map(_of_known_format, urls)
 
 
 def _matches(entry: str) -> Iterator[FoundFile]:
@@ -202,6 +219,10 @@ def _named(path: str) -> FoundFile:
     """The file if its format is known. A pipe or a device would be waited for, or read, without end."""
     if not os.path.isfile(path):
         raise InputError(f"{path} (input.path) is no regular file.", "Write the data to one and give its path.")
+    return _of_known_format(path)
+
+
+def _of_known_format(path: str) -> FoundFile:
     suffix = _suffix(path)
     if suffix in FORMATS:
         return FoundFile((path, 0), path, FORMATS[suffix])
@@ -221,6 +242,12 @@ def _suffix(path: str) -> str:
 def _is_compressed_text(path: str) -> bool:
     stem, suffix = os.path.splitext(path)
     return suffix.lower() in _COMPRESSED and FORMATS.get(_suffix(stem)) in TEXT_FORMATS
+
+
+def _is_data(key: str) -> bool:
+    """Whether an object in a folder is part of the input."""
+    is_hidden = any(name.startswith((".", "_")) for name in key.split("/"))
+    return not is_hidden and (_suffix(key) in FORMATS or _is_compressed_text(key))
 
 
 def _known() -> str:

@@ -23,10 +23,10 @@ import pyarrow.compute as pc
 from pipeline.errors import InputError
 from pipeline.manifest import VOCABULARY
 from pipeline.newest import KEY, Round
+from pipeline.object_store import ENDPOINTS
 from pipeline.proofs.rows import row_codes
 from pipeline.recorded import Recorded, Vocabulary
 from pipeline.storage import Folder, ObjectFolder
-from pipeline.storage_objects import ENDPOINTS
 from pipeline.strategies import num_rows
 
 if TYPE_CHECKING:

@@ -10,54 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import cached_property
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import from_url
+from obstore.exceptions import AlreadyExistsError, BaseError
 
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import StorageError
 from pipeline.faults import reach
-
-SCHEMES = ("s3", "gs", "az")
-ENDPOINTS = (
-    "AWS_ENDPOINT",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AZURE_ENDPOINT",
-    "AZURE_STORAGE_ENDPOINT",
-    "GOOGLE_BASE_URL",
-)
-REFUSED = (PermissionDeniedError, UnauthenticatedError)
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to try: by default about three minutes with a store that does not answer at all.
-
-    Attributes:
-        timeout_s: for one request with its body.
-        retries: of a request that fails in a way that may pass.
-        attempts: to publish a file, each with its retries.
-        pause_s: before the first retry or second attempt; doubles each time.
-    """
-
-    timeout_s: float = 600.0
-    retries: int = 8
-    attempts: int = 4
-    pause_s: float = 0.1
-
-    @property
-    def pauses_s(self) -> list[float]:
-        """Pause after each attempt to publish."""
-        return [self.pause_s * 2**attempt for attempt in range(self.attempts)]
+from pipeline.object_store import PATIENT, REFUSED, Patience, checked, connect, first_line
 
 
 @dataclass(frozen=True)
@@ -65,17 +29,17 @@ class ObjectFolder:
     """A `storage.Folder` of objects under a common prefix."""
 
     url: str
-    patience: Patience = Patience()
+    patience: Patience = PATIENT
     is_exclusive: bool = True
 
     @classmethod
-    def at(cls, url: str, patience: Patience = Patience()) -> Self:
+    def at(cls, url: str, patience: Patience = PATIENT) -> Self:
         """The folder at `s3://bucket/path`, `gs://bucket/path` or `az://container/path`.
 
         Raises:
             ConfigError: the URL, an endpoint in the environment, or both together cannot be used.
         """
-        folder = cls(_checked(url), patience)
+        folder = cls(checked(url, "output.path"), patience)
         folder.store  # noqa: B018  # whatever is wrong with it is said now
         return folder
 
@@ -90,27 +54,7 @@ class ObjectFolder:
     @cached_property
     def store(self) -> Any:
         """The connection, made in each process anew."""
-        _check_endpoints()
-        pause = timedelta(seconds=self.patience.pause_s)
-        has_http = any(os.environ.get(variable, "").startswith("http://") for variable in ENDPOINTS)
-        try:
-            return from_url(
-                self.url,
-                client_options={
-                    "timeout": timedelta(seconds=self.patience.timeout_s),
-                    "connect_timeout": timedelta(seconds=min(10.0, self.patience.timeout_s)),
-                    "allow_http": has_http,  # said by the endpoint itself
-                },
-                retry_config={
-                    "max_retries": self.patience.retries,
-                    "backoff": {"init_backoff": pause, "max_backoff": timedelta(seconds=15), "base": 2},
-                },
-            )
-        except BaseError as error:
-            raise ConfigError(
-                f"output.path {self.url} cannot be opened: {_first_line(error)}.",
-                "Set what is missing in the environment: AWS_*, GOOGLE_* or AZURE_*.",
-            ) from error
+        return connect(self.url, "output.path", self.patience)
 
     def probed(self, key: str) -> Self:
         """The folder, with `is_exclusive` found out by publishing what lies under `key` a second time.
@@ -218,56 +162,8 @@ class ObjectFolder:
             advice = "Set credentials in the environment that may get, put, list and delete objects there."
         else:
             advice = "Check the endpoint and the network, then run the same command again; finished parts are kept."
-        return StorageError(f"cannot write or read {self.url}/{key}: {_first_line(error)}.", advice)
-
-
-def _checked(url: str) -> str:
-    """The URL without a closing slash, if it is a bucket and a path and nothing else."""
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
-        raise ConfigError(
-            f"output.path must be a folder, or begin with {' or '.join(f'{known}://' for known in SCHEMES)}, "
-            f"but is {url!r}.",
-            "Give one of these.",
-        )
-    if "@" in parts.netloc or ":" in parts.netloc or parts.query or parts.fragment:
-        raise ConfigError(
-            f"output.path must be {parts.scheme}://bucket/path and nothing more, but holds credentials, a port, `?` or "
-            "`#`.",
-            "Put endpoint and credentials into the environment.",
-        )
-    segments = parts.path.strip("/").split("/") if parts.path.strip("/") else []
-    if not parts.netloc or any(segment in ("", ".", "..") for segment in segments):
-        raise ConfigError(
-            f"output.path must be {parts.scheme}://bucket/path with plain names, but is {url!r}.", "Write it so."
-        )
-    return "/".join([f"{parts.scheme}://{parts.netloc}", *segments])
-
-
-def _check_endpoints() -> None:
-    """Refuse endpoints that are no URL; the library would not raise an error but abort."""
-    for variable in ENDPOINTS:
-        value = os.environ.get(variable)
-        if value and not _is_http_url(value):
-            raise ConfigError(
-                f"{variable} in the environment must be as https://host:port, but is {value!r}.",
-                "Write it so, or unset it.",
-            )
-
-
-def _is_http_url(value: str) -> bool:
-    try:
-        parts = urlsplit(value)
-        _ = parts.port  # raises where it is no number
-    except ValueError:
-        return False
-    is_plain = value.isascii() and value.isprintable() and " " not in value
-    return is_plain and parts.scheme in ("http", "https") and bool(parts.hostname)
+        return StorageError(f"cannot write or read {self.url}/{key}: {first_line(error)}.", advice)
 
 
 def _sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:300].rstrip(". ")

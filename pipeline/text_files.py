@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import InputError
+from pipeline.input_changes import open_file
 from pipeline.input_columns import MAX_NESTING
 from pipeline.input_files import InputFile
 from pipeline.records import RowError
@@ -82,7 +83,7 @@ def scan_csv(path: str, name: str) -> TextScan:
     """Header, number of records, digest and index of a CSV file. An empty file has no rows and no columns."""
     digest = hashlib.sha256()
     index = _SeekIndex()
-    with open(path, "rb") as stream:
+    with open_file(path) as stream:
         records = _records(_hashed(stream, digest), name, quoted=True)
         header = next(records, None)
         names = _header(header, name) if header else ()
@@ -107,7 +108,7 @@ def scan_jsonl(path: str, name: str, kept: Collection[str] | None) -> TextScan:
     digest, index = hashlib.sha256(), _SeekIndex()
     names: dict[str, None] = {}
     types: dict[str, Typed] = {}
-    with open(path, "rb") as stream:
+    with open_file(path) as stream:
         for record in _records(_hashed(stream, digest), name, quoted=False):
             index.add(record)
             row = _parse_json(record, name)
@@ -126,7 +127,7 @@ def read_rows(file: InputFile, lo: int, hi: int) -> list[Row]:
     """Records [lo, hi) of a text file as dictionaries, 0 <= lo < hi <= num_rows."""
     quoted = file.format == "csv"
     offset, line = np.frombuffer(file.seek_index, np.int64).reshape(-1, 2)[lo // _STRIDE].tolist()
-    with open(file.path, "rb") as stream:
+    with open_file(file.path) as stream:
         header = _header(next(_records(stream, file.name, quoted=True)), file.name) if quoted else ()
         stream.seek(offset)
         skipped = lo % _STRIDE

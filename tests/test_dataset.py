@@ -296,8 +296,8 @@ def test_what_cannot_be_found_or_has_no_known_format_is_refused(
     assert error("c.*") == (
         f"the format of {tmp_path}/c.txt (input.path) is unknown. Give a file of a known one: {known}."
     )
-    assert error("s3://bucket/x.parquet") == (
-        "`input.path` is s3://bucket/x.parquet, but only local paths and hf:// can be read. "
+    assert error("ftp://host/x.parquet") == (
+        "`input.path` is ftp://host/x.parquet, but only local paths, s3://, gs://, az:// and hf:// can be read. "
         "Mount or copy the data, and give its path."
     )
 

@@ -45,7 +45,8 @@ LAYERS = [
     {"dataset", "tokenizer", "checkpoint", "engine", "writer", "metrics", "storage", "jobfile"},
     {"config", "stops"},
     {"records", "schema", "grid", "reasons", "submitted", "new_file"},
-    {"strategies", "errors", "faults", "pace", "json_logs"},
+    {"strategies", "object_store"},
+    {"errors", "faults", "pace", "json_logs"},
 ]
 
 

@@ -23,11 +23,11 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import cli, job
 from pipeline.errors import ConfigError, InUseError, StorageError
+from pipeline.object_store import Patience
 from pipeline.replay import replay
 from pipeline.retry import carry_out, look
 from pipeline.shard import Part, Shard
 from pipeline.storage import ObjectFolder, open_folder
-from pipeline.storage_objects import Patience
 from pipeline.verify import verify
 from tests.fake_store import DIALECTS, FakeStore, every, fake_store, no_fault, puts
 from tests.flows import echo, make_job, part_bytes, run_echo, write_prompts
@@ -204,7 +204,7 @@ def test_several_faults_in_a_row_are_survived(
 @pytest.mark.parametrize(
     ("fault", "puts_sent", "message"),
     [
-        ("403", 1, r"403 Forbidden.*Set credentials in the environment that may get, put, list and delete objects"),
+        ("403", 1, r"403 Forbidden.*that may get, put, list and delete objects"),
         ("409", 3, r"409 Conflict.*run the same command again"),
         ("501", 9, r"501 Not Implemented.*run the same command again"),
         ("500", 9, r"500 Internal Server Error.*finished parts are kept"),
