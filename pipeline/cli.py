@@ -253,8 +253,7 @@ def report(
         written = write_report(
             folder, output, num_prompts=num_prompts, row_ids=row_ids, baseline=baseline, may_replace=force
         )
-        shown = f"{written.num_shown:,} of {written.num_prompts:,} prompts"
-        click.echo(f"{written.path} · {written.num_bytes / 1e6:.1f} MB · {shown}")
+        click.echo(written)
 
 
 @command(
