@@ -294,8 +294,8 @@ def test_told_to_stop_it_finishes_what_is_under_way_and_begins_nothing() -> None
     with pytest.raises(StoppedError) as caught:
         parts += work.run()  # a list takes what was yielded before the error
     assert str(caught.value) == (
-        "stopped by SIGTERM: 2 of 2 replicas at work were done within 10 s. Finished parts are kept; it is safe to run "
-        "the same command again."
+        "stopped by SIGTERM: 2 of 2 replicas at work were done within 10 s. Finished parts are kept. Run the "
+        "same command again to resume."
     )
     assert world.processes == {}
 
