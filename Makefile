@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test chaos fuzz fuzz-inputs oracle lint docs bench peers clean
+.PHONY: demo test chaos fuzz fuzz-inputs oracle lint docs docs-update bench peers clean
 
 demo: $(VENV)/.ready  ## run jobs/demo.yaml on a local Ray and show what came out
 	$(BIN)/batchgen run jobs/demo.yaml
@@ -34,6 +34,9 @@ lint: $(VENV)/.ready  ## format, lint, types
 
 docs: $(VENV)/.ready  ## the site, in docs/_build
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
+
+docs-update: $(VENV)/.ready  ## run every block of README.md and docs/ and put in what comes out
+	$(BIN)/python -m tests.handbook
 
 BENCHMARKS = limit uniform ragged recording shared_prefill beams pipeline growth flow memory report scale
 bench: $(VENV)/.ready  ## speed beside peers and the machine's limit, for hours; one piece e.g. BENCHMARKS=uniform

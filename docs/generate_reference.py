@@ -66,12 +66,14 @@ def _command(command: click.Command) -> Iterator[str]:
     yield fenced("text", " ".join(["batchgen", str(command.name), *command.collect_usage_pieces(context)]))
     for paragraph in rest:
         lines = paragraph.splitlines()
-        yield (
-            fenced("console", "\n".join(f"$ {line}" for line in lines[1:])) if lines[0] == "\b" else _linked(paragraph)
-        )
+        yield _examples(lines[1:]) if lines[0] == "\b" else _linked(paragraph)
     options = [each for each in command.params if isinstance(each, click.Option)]
     if options:
         yield table(("option", "default", ""), [_option(each, context) for each in options])
+
+
+def _examples(lines: list[str]) -> str:
+    return fenced("console", "\n".join(line if line.startswith("#") else f"$ {line}" for line in lines))
 
 
 def _paragraphs(command: click.Command) -> list[str]:
