@@ -14,7 +14,7 @@ from tests.handbook.compare import alike, updated
 from tests.handbook.run import BlockError, Reader
 from tests.local_ray import local_ray
 
-NOT_RUN = {"README.md": 3, "docs/cluster.md": 2, "docs/reading.md": 1, "docs/watching.md": 1}
+NOT_RUN = {"README.md": 3, "docs/cluster.md": 2, "docs/reading.md": 1, "docs/start.md": 1, "docs/watching.md": 1}
 PAGE = """
 <!-- not run: for a test -->
 ```console
@@ -112,6 +112,7 @@ def test_a_command_of_the_project_runs_as_on_a_terminal(reader: Reader) -> None:
     [
         (["done in 3 s · 1,000 tok/s"], ["done in 12.5 s · 987 tok/s"], True),
         (["rows  0.1 MB  7c1e09ab"], ["rows  12 KiB  0123456789abcdef"], True),
+        (["2 s to 3 s on one replica"], ["5 min on one replica"], True),
         (["a  3 s   b"], ["a  100 s b"], True),
         (["a  3   b"], ["a  3  b"], False),
         (["511 rows"], ["512 rows"], False),

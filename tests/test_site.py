@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 import pipeline
+from docs.generate_pictures import draw
 from pipeline import errors
 from pipeline.cli import main
 from pipeline.jobfile_schema import json_schema
@@ -96,6 +97,21 @@ def test_the_reference_has_every_command_column_key_and_name(pages: dict[Path, P
 
 def slug(heading: str) -> str:
     return heading.replace("_", "-")
+
+
+def test_the_script_draws_the_pictures_of_the_pages(tmp_path: Path) -> None:
+    """Up to the digit in which other processors round."""
+    draw(tmp_path)
+    drawn, kept = (
+        {path.name: rounded(path) for path in sorted(of.iterdir())} for of in (tmp_path, ROOT / "docs/pictures")
+    )
+    assert drawn == kept
+    shown = re.findall(r"]\(pictures/(.*?)\)", (ROOT / "docs/tutorial.md").read_text(encoding="utf-8"))
+    assert sorted(shown) == list(kept)
+
+
+def rounded(path: Path) -> str:
+    return re.sub(r"\d+\.\d+", lambda match: f"{float(match[0]):.1f}", path.read_text(encoding="utf-8"))
 
 
 def test_exit_codes_of_errors_and_of_the_readme_are_the_listed_ones() -> None:

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-COMMENT = re.compile(r"<!-- (not run|first|exit code): (.*?) -->")
+COMMENT = re.compile(r"<!-- (not run|first|file|exit code): (.*?) -->")
 
 
 @dataclass(frozen=True)

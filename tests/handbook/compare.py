@@ -13,6 +13,7 @@ VARYING = [
         (rf"{NUMBER} (ms|s|min|h)\b", "DURATION"),
         (rf"{NUMBER} (tok|rows|shards)/s", "RATE"),
         (rf"{NUMBER} ([KMG]i?B|B|bytes)\b", "SIZE"),
+        (r"\b(DURATION|RATE|SIZE) to \1\b", r"\1"),
         (r"\b\d(\.\d+)?e-\d\d\b", "ROUNDING"),
         (r"\b(?=\w*\d)(?=\w*[a-f])[0-9a-f]{7,64}\b", "HASH"),
         (r"\bprocess \d+ on \S+", "PROCESS"),

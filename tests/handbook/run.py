@@ -87,6 +87,8 @@ class Reader:
             self._shell(block.said["first"], NARROWEST)
         if "not run" in block.said:
             return
+        if "file" in block.said:
+            (self.folder / block.said["file"]).write_text(block.text, encoding="utf-8")
         match block.language:
             case "console":
                 for command in block.commands:
@@ -109,7 +111,7 @@ class Reader:
         done = [self._batchgen(line, width) if _is_plain(line) else self._shell(line, width) for line in lines]
         if done[-1][0] != exit_code:
             raise BlockError(f"{block.place}: `{text}` ended with {done[-1][0]}:\n{done[-1][2]}")
-        return [line for _, output, _ in done for line in output.splitlines()]
+        return [line for code, output, messages in done for line in (output + (messages if code else "")).splitlines()]
 
     def _batchgen(self, line: str, width: int) -> tuple[int, str, str]:
         """Exit code, output and messages of the command, run in this process."""
