@@ -33,10 +33,11 @@ lint: $(VENV)/.ready  ## format, lint, types
 	$(BIN)/mypy
 
 docs: $(VENV)/.ready  ## the site, in docs/_build
-	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
+	$(BIN)/python -m sphinx -q -E -a -W --keep-going docs docs/_build
 
 docs-update: $(VENV)/.ready  ## run every block of README.md and docs/, put in what comes out, and draw the pictures
 	$(BIN)/python -m docs.generate_pictures
+	$(BIN)/python -m docs.generate_screenshot
 	$(BIN)/python -m tests.handbook
 
 BENCHMARKS = limit uniform ragged recording shared_prefill beams pipeline growth flow memory report scale

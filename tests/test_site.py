@@ -6,8 +6,10 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urldefrag, urlparse
 
 import pyarrow as pa
@@ -15,11 +17,13 @@ import pytest
 
 import pipeline
 from docs.generate_pictures import draw
+from docs.generate_screenshot import PICTURE, shoot
 from pipeline import errors
 from pipeline.cli import main
 from pipeline.jobfile_schema import json_schema
 from pipeline.records import ROW_ERRORS
 from pipeline.schema import output_schema
+from tests.pages import chromium
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -103,11 +107,34 @@ def test_the_script_draws_the_pictures_of_the_pages(tmp_path: Path) -> None:
     """Up to the digit in which other processors round."""
     draw(tmp_path)
     drawn, kept = (
-        {path.name: rounded(path) for path in sorted(of.iterdir())} for of in (tmp_path, ROOT / "docs/pictures")
+        {path.name: rounded(path) for path in sorted(of.glob("*.svg"))} for of in (tmp_path, ROOT / "docs/pictures")
     )
     assert drawn == kept
-    shown = re.findall(r"]\(pictures/(.*?)\)", (ROOT / "docs/tutorial.md").read_text(encoding="utf-8"))
+    shown = re.findall(r"]\(pictures/(.*?svg)\)", (ROOT / "docs/tutorial.md").read_text(encoding="utf-8"))
     assert sorted(shown) == list(kept)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+def test_the_script_takes_the_picture_of_a_report(browser: Any, demo_run: Path, tmp_path: Path) -> None:
+    """Fonts differ from machine to machine, so only kind and size are compared."""
+    shoot(browser, demo_run, tmp_path / "report.png")
+    assert (tmp_path / "report.png").read_bytes()[:24] == PICTURE.read_bytes()[:24]
+
+
+def test_every_page_fits_a_phone_and_says_nothing_on_the_console(browser: Any, pages: dict[Path, Page]) -> None:
+    page, said = browser.new_page(viewport={"width": 360, "height": 800}), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    for path in pages:
+        page.goto(f"file://{path}")
+        said += [path.name] if page.evaluate("document.documentElement.scrollWidth") > 360 else []
+    page.close()
+    assert said == []
 
 
 def rounded(path: Path) -> str:
