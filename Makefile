@@ -35,7 +35,9 @@ lint: $(VENV)/.ready  ## format, lint, types
 docs: $(VENV)/.ready  ## the site, in docs/_build
 	$(BIN)/python -m sphinx -q -E -a -W --keep-going docs docs/_build
 
-docs-update: $(VENV)/.ready  ## run every block of README.md and docs/, put in what comes out, and draw the pictures
+docs-update: $(VENV)/.ready  ## put what comes out into README.md and docs/: outputs, tables, pictures
+	$(BIN)/python -m tests.strategies_page
+	$(BIN)/python -m tests.combinations --write
 	$(BIN)/python -m docs.generate_pictures
 	$(BIN)/python -m docs.generate_screenshot
 	$(BIN)/python -m tests.handbook

@@ -20,7 +20,7 @@ FloatArray = npt.NDArray[np.float32]
 
 ROW_ERRORS = {
     "prompt_null": "the prompt is null",
-    "prompt_not_text": "the prompt is neither text nor null",
+    "prompt_not_text": "the prompt is not text",
     "prompt_not_unicode": "the prompt is not valid Unicode",
     "prompt_not_token_ids": "the prompt is not a list of integers",
     "prompt_empty": "the prompt has no tokens, and `input.on_empty_prompt` is `error`",

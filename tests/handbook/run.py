@@ -69,6 +69,7 @@ class Reader:
         (folder / "out").mkdir()
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.env = {"DEMO": str(demo_run), "PATH": path, "NO_COLOR": "1", "TERM": "xterm", "LINES": "50"}
+        self.env["HF_DATASETS_CACHE"] = str(folder / ".datasets")
         self.env["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
     def __enter__(self) -> Self:
@@ -84,7 +85,7 @@ class Reader:
             BlockError: it cannot be done.
         """
         if "first" in block.said:
-            self._shell(block.said["first"], NARROWEST)
+            self._command(block, Command(block.said["first"], None), 0)
         if "not run" in block.said:
             return
         if "file" in block.said:
@@ -96,21 +97,26 @@ class Reader:
                     found = self._command(block, command, int(block.said.get("exit code", "0")) if is_last else 0)
                     yield from _differences(command.shown, found)
             case "python":
-                yield from _differences(block.below or Shown([], 0), self._python(block))
+                yield from _differences(block.below, self._python(block))
             case "sql":
                 yield from _differences(block.below, self._query(block))
             case "yaml":
                 check_job(block)
             case "json":
                 json.loads(block.text)
+            case "text" | "" | "{toctree}":
+                pass
+            case other:
+                raise BlockError(f"{block.place}: nothing is known of blocks of `{other}`")
 
     def _command(self, block: Block, command: Command, exit_code: int) -> list[str]:
         width = max([NARROWEST, *map(len, command.shown.lines if command.shown else [])])
         text = command.text.strip()
         lines = _recipe(text) if text.startswith("make ") else [text]
         done = [self._batchgen(line, width) if _is_plain(line) else self._shell(line, width) for line in lines]
-        if done[-1][0] != exit_code:
-            raise BlockError(f"{block.place}: `{text}` ended with {done[-1][0]}:\n{done[-1][2]}")
+        ended_with = max(code for code, _, _ in done)
+        if ended_with != exit_code:
+            raise BlockError(f"{block.place}: `{text}` ended with {ended_with}:\n{done[-1][2]}")
         return [line for code, output, messages in done for line in (output + (messages if code else "")).splitlines()]
 
     def _batchgen(self, line: str, width: int) -> tuple[int, str, str]:
@@ -137,6 +143,8 @@ class Reader:
         printed, failure = self._notebook.run(block.page, block.line, block.text)
         if failure:
             raise BlockError(f"{block.place}:\n{failure}")
+        if printed and block.below is None:
+            raise BlockError(f"{block.place}: prints what the page does not show:\n{printed}")
         return self._as_shown(printed).splitlines()
 
     @cached_property
@@ -214,6 +222,8 @@ def _is_plain(line: str) -> bool:
 
 def _recipe(line: str) -> list[str]:
     """The commands of a goal of the Makefile, without the environment that it makes."""
-    command = ["make", "--dry-run", "--no-print-directory", "--assume-old=.venv/.ready", *shlex.split(line)[1:]]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = ["make", "--dry-run", "--no-print-directory", "VENV=.venv", "--assume-old=.venv/.ready"]
+    printed = subprocess.run(
+        [*command, *shlex.split(line)[1:]], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     return [each.removeprefix(".venv/bin/") for each in printed.splitlines()]
