@@ -1,6 +1,7 @@
 """The pictures of tutorial.md, drawn from what the `demo` model gives: `python -m docs.generate_pictures [FOLDER]`.
 
-SVG, the same at each call. Colours can be told apart by everybody and in grey; the site inverts them in the dark.
+SVG, the same at each call and on each machine, because what is drawn is rounded first. Colours can be told apart by
+everybody and in grey; the site inverts them in the dark.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def candidates(engine: Engine) -> Figure:
     probs, tokens = _next(engine)
     figure = Figure((7, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.barh(tokens[:10], 100 * probs[:10], color=[BLUE, *[PALE] * 9])
+    axes.barh(tokens[:10], np.round(100 * probs[:10], 1), color=[BLUE, *[PALE] * 9])
     axes.bar_label(axes.containers[0], fmt="%.1f %%", padding=4)  # type: ignore[arg-type]
     axes.invert_yaxis()
     axes.set(title=f"What comes after “{PROMPT}”?", xticks=[], xlim=(0, 23))
@@ -61,7 +62,7 @@ def temperature(engine: Engine) -> Figure:
     panels = figure.subplots(1, 3, sharey=True)
     for axes, value in zip(panels, (0.5, 1.0, 2.0), strict=True):
         scaled = np.exp(np.log(probs) / value)
-        scaled /= scaled.sum()
+        scaled = np.round(scaled / scaled.sum(), 4)
         in_nucleus = np.cumsum(scaled) - scaled < 0.9
         shown = np.append(scaled[:12], scaled[12:].sum())
         colours = [*(BLUE if kept else PALE for kept in in_nucleus[:12]), GREY]
@@ -87,7 +88,7 @@ def paths(engine: Engine) -> Figure:
     figure = Figure((8, 4.2), layout="constrained")
     panels = zip(figure.subplots(2, 1, sharex=True), (greedy, beam), ("greedy", "best of 5 beams"), strict=True)
     for axes, row, title in panels:
-        probs = 100 * np.exp(row["token_logprobs"])
+        probs = np.round(100 * np.exp(row["token_logprobs"]), 1)
         axes.bar(range(len(probs)), probs, color=PALE)
         names = [engine.vocabulary.texts[token_id] for token_id in row["token_ids"]]
         for step, (prob, name) in enumerate(zip(probs, names, strict=True)):
@@ -151,7 +152,7 @@ def _point(rows: list[Row], strategy: str) -> tuple[float, float]:
     chosen = [row for row in rows if row["strategy"] == strategy]
     logprob, tokens = (sum(row[key] for row in chosen) for key in ("cumulative_logprob", "num_generated_tokens"))
     different = {(row["row_index"], row["text"]) for row in chosen}
-    return float(np.exp(-logprob / tokens)), 100 * len(different) / len(chosen)
+    return round(float(np.exp(-logprob / tokens)), 2), 100 * len(different) / len(chosen)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pipeline
 from pipeline import errors, schema
 from pipeline.cli import main
+from pipeline.cli_help import SECTIONS, Command
 from pipeline.errors import BatchgenError
 from pipeline.jobfile_schema import in_words, json_schema, strategy_types
 from pipeline.records import ROW_ERRORS
@@ -45,38 +46,43 @@ def write(folder: Path) -> None:
 
 def commands() -> str:
     """Every command with its examples and options, from click."""
-    listed = [command for command in main.commands.values() if not command.hidden]
-    rows = [(f"[`{each.name}`](#{each.name})", _paragraphs(each)[0]) for each in listed]
+    listed = [each for each in main.commands.values() if isinstance(each, Command)]
     parts = [
         "# Commands",
         "Every command has `--help`. Those that show something take `--json`: one document, with exact values. "
         "[Exit codes](errors.md#exit-codes) are the same for all.",
-        table(("command", ""), rows),
-        *(part for command in listed for part in _command(command)),
+        *(
+            part
+            for section in SECTIONS
+            for part in _section(section, [each for each in listed if each.section == section])
+        ),
     ]
     return page(parts)
 
 
-def _command(command: click.Command) -> Iterator[str]:
+def _section(section: str, listed: Sequence[Command]) -> Iterator[str]:
+    """Its commands, listed and then each by itself."""
+    yield f"## {section}"
+    yield table(("command", ""), [(f"[`{each.name}`](#{each.name})", _paragraphs(each)[0]) for each in listed])
+    for each in listed:
+        yield from _command(each)
+
+
+def _command(command: Command) -> Iterator[str]:
     """Its name, what it does, examples, arguments and options."""
     first, *rest = _paragraphs(command)
-    yield f"## {command.name}"
+    yield f"### {command.name}"
     yield first
     context = click.Context(command, info_name=f"batchgen {command.name}")
     yield fenced("text", " ".join(["batchgen", str(command.name), *command.collect_usage_pieces(context)]))
-    for paragraph in rest:
-        lines = paragraph.splitlines()
-        yield _examples(lines[1:]) if lines[0] == "\b" else _linked(paragraph)
+    yield fenced("console", "\n".join(line if line.startswith("#") else f"$ {line}" for line in command.examples))
+    yield from map(_linked, rest)
     options = [each for each in command.params if isinstance(each, click.Option)]
     if options:
         yield table(("option", "default", ""), [_option(each, context) for each in options])
 
 
-def _examples(lines: list[str]) -> str:
-    return fenced("console", "\n".join(line if line.startswith("#") else f"$ {line}" for line in lines))
-
-
-def _paragraphs(command: click.Command) -> list[str]:
+def _paragraphs(command: Command) -> list[str]:
     return inspect.cleandoc(command.help or "").split("\n\n")
 
 

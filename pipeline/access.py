@@ -67,7 +67,8 @@ def check_version(version: str) -> None:
     if (major, minor) < OLDEST:
         raise ClusterError(
             f"Ray {version} is installed, and must be {OLDEST[0]}.{OLDEST[1]} or later: older ones run code from "
-            "crafted Parquet files (CVE-2026-41486) or start without a token. pip install 'ray[default]>=2.60,<2.64'"
+            "crafted Parquet files (CVE-2026-41486) or start without a token.",
+            "Install another: pip install 'ray[default]>=2.60,<2.64'",
         )
 
 
@@ -75,10 +76,10 @@ def refused(environ: Mapping[str, str], address: str) -> str:
     """What to do when a cluster answers and does not let us in. Ray says only that it failed to connect."""
     if environ.get("RAY_AUTH_MODE", "").lower() == "token":
         told = "RAY_AUTH_TOKEN" if environ.get("RAY_AUTH_TOKEN") else "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
-        return f"Something listens at {address}, so its token may be another than that of {told}: ask who started it."
+        return f"Ask who started it for the token: something listens at {address}, perhaps with another than {told}."
     return (
-        f"Something listens at {address}, so it may ask for a token: `export RAY_AUTH_MODE=token`, with the cluster's "
-        "own token in ~/.ray/auth_token or RAY_AUTH_TOKEN."
+        f"Try with a token, as something listens at {address}: `export RAY_AUTH_MODE=token`, with the cluster's own "
+        "token in ~/.ray/auth_token or RAY_AUTH_TOKEN."
     )
 
 

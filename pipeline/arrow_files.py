@@ -37,7 +37,7 @@ def readable(name: str, format_: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for names of columns
         raise InputError(
-            f"{name} cannot be read as {format_}: {error}. Check that it was written completely."
+            f"{name} cannot be read as {format_}: {error}.", "Check that it was written completely."
         ) from error
 
 
@@ -164,7 +164,7 @@ def _is_stream(path: str) -> bool:
     with open(path, "rb") as stream:
         magic = stream.read(6)
     if magic.startswith(b"FEA1"):
-        raise InputError(f"{path} is a Feather V1 file, which is not read. Write it again with a current pyarrow.")
+        raise InputError(f"{path} is a Feather V1 file, which is not read.", "Write it again with a current pyarrow.")
     return magic != b"ARROW1"
 
 

@@ -46,7 +46,9 @@ def write_card(results: Results) -> str:
         OutputError: the run is not finished, so that it would go out of date.
     """
     if not results.is_finished:
-        raise OutputError(f"{results.folder} is not finished, and writes its card itself then. Run its job to the end.")
+        raise OutputError(
+            f"{results.folder} is not finished, and writes its card itself then.", "Run its job to the end."
+        )
     results.run.folder.replace(CARD, data_card(results).encode())
     return f"{results.folder}/{CARD}"
 
@@ -63,7 +65,7 @@ def export(results: Results, target: Path | str) -> Path:
     """
     target = Path(target)
     if target.exists() and any(target.iterdir()):
-        raise OutputError(f"{target} is not empty. Choose another folder.")
+        raise OutputError(f"{target} is not empty.", "Choose another folder.")
     (target / "data").mkdir(parents=True, exist_ok=True)
     for key in results.rounds[0].keys:
         _export_part(results, key, target / key)

@@ -62,7 +62,7 @@ def locate(name: str, revision: str | None = None) -> Path:
     if os.path.isdir(folder):
         return folder.resolve()
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.exists(folder):
-        raise ModelError(f"model.name `{name}` is not a folder. Give a checkpoint folder, a hub id, or `demo`.")
+        raise ModelError(f"model.name `{name}` is not a folder.", "Give a checkpoint folder, a hub id, or `demo`.")
     return _download(name, revision)
 
 
@@ -77,14 +77,16 @@ def inspect(name: str, revision: str | None = None) -> Checkpoint:
     config = _read_json(folder, "config.json")
     if config.get("model_type") != "gpt2":
         raise ModelError(
-            f"model `{name}` has model_type `{config.get('model_type')}`; only gpt2, its sizes and fine-tunes run."
+            f"model `{name}` has model_type `{config.get('model_type')}`; only gpt2, its sizes and fine-tunes run.",
+            "Give one of these.",
         )
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         found = f"only {pickles[0]}, a pickle, which can run code when loaded" if pickles else "no weights"
         raise ModelError(
-            f"model `{name}` has {found}. Weights must be safetensors: load it once with transformers where you trust "
-            "it, and save_pretrained() it to a new folder."
+            f"model `{name}` has {found}.",
+            "Give safetensors: load it once with transformers where you trust "
+            "it, and save_pretrained() it to a new folder.",
         )
     generation = _read_json(folder, "generation_config.json") if (folder / "generation_config.json").exists() else {}
     special = {key: generation.get(key, config.get(key, 50256)) for key in ("eos_token_id", "bos_token_id")}
@@ -115,8 +117,8 @@ def check_unchanged(folder: Path, planned: dict[str, str]) -> None:
     differing = sorted(name for name in planned | found if planned.get(name) != found.get(name))
     if differing:
         raise ModelError(
-            f"{folder / differing[0]} is not the file that the job was planned with. Every machine must have the same "
-            "checkpoint; give a changed one a new folder, and its job a new output folder."
+            f"{folder / differing[0]} is not the file that the job was planned with.",
+            "Put the same checkpoint on every machine; give a changed one a new folder, and its job a new output.",
         )
 
 
@@ -133,21 +135,30 @@ def _download(name: str, revision: str | None) -> Path:
         patterns = [*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHTS]
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
     except errors.RevisionNotFoundError as error:
-        raise ModelError(f"model `{name}` has no revision `{revision}` on the hub.") from error
+        raise ModelError(
+            f"model `{name}` has no revision `{revision}` on the hub.",
+            "Set model.revision to one it has, or leave it out.",
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise ModelError(
-            f"model `{name}` is neither a local folder nor a model on the hub that you may read."
+            f"model `{name}` is neither a local folder nor a model on the hub that you may read.",
+            "Check the name, or log in with `hf auth login`.",
         ) from error
     except (errors.LocalEntryNotFoundError, errors.HTTPError) as error:  # type: ignore[attr-defined]
         # HTTPError is httpx's; that of a proxy which refuses is no OSError.
         raise ModelError(
-            f"model `{name}` is not a local folder, and the hub cannot be reached to look it up. "
-            "Connect to the network, give a local folder, or use `demo`."
+            f"model `{name}` is not a local folder, and the hub cannot be reached to look it up.",
+            "Connect to the network, give a local folder, or use `demo`.",
         ) from error
     except OSError as error:
-        raise ModelError(f"model `{name}` cannot be downloaded from the hub: {error}") from error
+        raise ModelError(
+            f"model `{name}` cannot be downloaded from the hub: {error}.",
+            "Free space for it and run the command again.",
+        ) from error
     except ValueError as error:  # not a possible repository name
-        raise ModelError(f"model.name `{name}` is neither a local folder nor a possible hub id: {error}") from error
+        raise ModelError(
+            f"model.name `{name}` is neither a local folder nor a possible hub id: {error}.", "Write it as user/name."
+        ) from error
 
 
 def _commit(folder: Path, digests: dict[str, str]) -> str:
@@ -161,18 +172,25 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         values = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise ModelError(f"{name} is missing in {folder}; found {found}. Is it a checkpoint folder?") from error
+        raise ModelError(
+            f"{name} is missing in {folder}; found {found}.", "Give the folder of a checkpoint."
+        ) from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / name} cannot be read: {error}") from error
+        raise ModelError(f"{folder / name} cannot be read: {error}.", "Get it again.") from error
     if not isinstance(values, dict):
-        raise ModelError(f"{folder / name} must hold a JSON object, but holds a {type(values).__name__}.")
+        raise ModelError(
+            f"{folder / name} must hold a JSON object, but holds a {type(values).__name__}.", "Get it again."
+        )
     return values
 
 
 def _count(folder: Path, config: dict[str, Any], key: str, default: int) -> int:
     value = config.get(key, default)
     if type(value) is not int or value < 1:
-        raise ModelError(f"`{key}` in {folder / 'config.json'} must be a whole number above 0, but is {value!r}.")
+        raise ModelError(
+            f"`{key}` in {folder / 'config.json'} must be a whole number above 0, but is {value!r}.",
+            "Set it to what the weights have.",
+        )
     return value
 
 
@@ -182,7 +200,8 @@ def _token_ids(folder: Path, key: str, value: Any, vocab_size: int) -> tuple[int
         if type(token_id) is not int or not 0 <= token_id < vocab_size:
             raise ModelError(
                 f"`{key}` of the model in {folder} must be below its vocab_size of {vocab_size}, but is {token_id!r}"
-                f"{', the default' if token_id == 50256 else ''}. Set it in generation_config.json, to null for none."
+                f"{', the default' if token_id == 50256 else ''}.",
+                "Set it in generation_config.json, to null for none.",
             )
     return token_ids
 

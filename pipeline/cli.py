@@ -21,9 +21,12 @@ import click
 
 from pipeline import __version__
 from pipeline.cli_compare import compare
+from pipeline.cli_complete import into_folder, only_strategy, run_folder, strategy_names
+from pipeline.cli_help import Sections, command
 from pipeline.cli_look import head, preview, show, tokenize
 from pipeline.cli_read import card, explode
 from pipeline.cli_shared import EXIT_WRONG, STOPPED_RUN, echo_json, exit_codes, texts, waiting, with_output
+from pipeline.cli_start import completion, init, schema
 from pipeline.cli_watch import plan, status
 from pipeline.errors import ErrorRateError
 
@@ -31,31 +34,35 @@ if TYPE_CHECKING:  # heavy imports happen inside the commands, so that --help is
     from pipeline.job import Progress, Run
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
-def main() -> None:
-    """Prompts in as Parquet, completions out as Parquet.
-
-    \b
-    batchgen preview jobs/demo.yaml
+@click.group(
+    cls=Sections,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    examples="""
+    batchgen init prompts.parquet
     batchgen run jobs/demo.yaml --output out/demo
     batchgen show out/demo --row-id skip-00
     batchgen next "I skip across the"
+    """,
+)
+@click.version_option(__version__)
+def main() -> None:
+    """Prompts in as Parquet, completions out as Parquet."""
+
+
+@command(
+    "Make",
     """
-
-
-@main.command()
+    batchgen run jobs/demo.yaml
+    batchgen run jobs/demo.yaml --output out/hot --set strategies.nucleus.temperature=1.3
+    RAY_ADDRESS=10.0.0.5:6379 batchgen run job.yaml
+    """,
+)
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.yaml")
-@click.option("--output", metavar="DIR", help="Output folder or URL, in place of output.path.")
+@into_folder
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of the job file.")
 @click.option("--log-json", is_flag=True, help="Log as JSON, one object per line.")
 def run(job_file: Path, output: str | None, overrides: tuple[str, ...], log_json: bool) -> None:
     """Do a job, or what is left of it.
-
-    \b
-    batchgen run jobs/demo.yaml
-    batchgen run jobs/demo.yaml --output out/hot --set strategies.nucleus.temperature=1.3
-    RAY_ADDRESS=10.0.0.5:6379 batchgen run job.yaml
 
     Uses the Ray cluster of RAY_ADDRESS where that is set, else the cores and GPUs of this machine. Run the same command
     again to resume: finished parts are kept.
@@ -74,11 +81,21 @@ def run(job_file: Path, output: str | None, overrides: tuple[str, ...], log_json
         if finished.error_rate > loaded.run.max_error_rate:
             raise ErrorRateError(
                 f"{finished.error_rate:.1%} of the rows are errors, more than run.max_error_rate "
-                f"({loaded.run.max_error_rate:.1%}). All results are kept; see columns error_type and error_message."
+                f"({loaded.run.max_error_rate:.1%}). All results are kept.",
+                "See columns error_type and error_message; `batchgen retry-errors` computes error rows again.",
             )
 
 
-@main.command("next")
+@command(
+    "Look",
+    """
+    batchgen next "I skip across the" --model openai-community/gpt2
+    batchgen next "It was a dark and stormy" "It was a sunny and bright"
+    batchgen next --ids "40 14267 1973 262" -k 50 --json --model ./my-checkpoint
+    batchgen next - < prompts.txt
+    """,
+    name="next",
+)
 @click.argument("prompts", nargs=-1, metavar="PROMPT...")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Candidates per prompt.")
 @click.option("--model", default="demo", show_default=True, help="Hub id, local folder, or `demo`.")
@@ -88,13 +105,7 @@ def run(job_file: Path, output: str | None, overrides: tuple[str, ...], log_json
 @click.option("--ids", metavar="IDS", multiple=True, help="A prompt as token ids; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, with exact numbers and bytes.")
 def next_(prompts: tuple[str, ...], k: int, model: str, dtype: str, ids: tuple[str, ...], as_json: bool) -> None:
-    """Show what may come next, with probabilities, and compare prompts.
-
-    \b
-    batchgen next "I skip across the" --model openai-community/gpt2
-    batchgen next "It was a dark and stormy" "It was a sunny and bright"
-    batchgen next --ids "40 14267 1973 262" -k 50 --json --model ./my-checkpoint
-    batchgen next - < prompts.txt
+    """Show what may come next, and compare prompts.
 
     PROMPT - reads prompts from stdin, one per line. Several prompts are compared with the first: the candidates they
     share, and how far the distributions are apart over the whole vocabulary.
@@ -111,18 +122,20 @@ def next_(prompts: tuple[str, ...], k: int, model: str, dtype: str, ids: tuple[s
             print_answer(answer)
 
 
-@main.command()
-@click.argument("folder", metavar="OUT")
+@command(
+    "Operate",
+    """
+    batchgen gc out/demo
+    batchgen gc out/demo --yes
+    """,
+)
+@run_folder
 @click.option("--yes", is_flag=True, help="Delete them.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def gc(folder: str, yes: bool, as_json: bool) -> None:
-    """List what dead attempts left in _tmp/ of an output folder, or delete it.
+    """List or delete what dead attempts left in an output folder.
 
-    \b
-    batchgen gc out/demo
-    batchgen gc out/demo --yes
-
-    Refused while a run is under way there. Nothing outside _tmp/ is touched.
+    It lies in _tmp/. Refused while a run is under way there. Nothing outside _tmp/ is touched.
     """
     with exit_codes():
         from pipeline import leftovers
@@ -138,16 +151,18 @@ def gc(folder: str, yes: bool, as_json: bool) -> None:
         click.echo(f"{len(found)} leftovers {said}" if found else "no leftovers", err=True)
 
 
-@main.command()
-@click.argument("folder", metavar="OUT")
+@command(
+    "Compare and check",
+    """
+    batchgen verify out/demo
+    batchgen verify out/demo --rescore 100
+    """,
+)
+@run_folder
 @click.option("--rescore", type=click.IntRange(min=0), default=0, metavar="N", help="Ask the model again for N rows.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def verify(folder: str, rescore: int, as_json: bool) -> None:
     """Prove that a run's folder, finished or not, is whole and true.
-
-    \b
-    batchgen verify out/demo
-    batchgen verify out/demo --rescore 100
 
     Exits with 5 if something is wrong. Docs: docs/verify.md.
     """
@@ -164,18 +179,20 @@ def verify(folder: str, rescore: int, as_json: bool) -> None:
             sys.exit(EXIT_WRONG)
 
 
-@main.command()
-@click.argument("folder", metavar="OUT")
+@command(
+    "Compare and check",
+    """
+    batchgen replay out/demo --row-id skip-00
+    batchgen replay out/demo --row-id skip-00 --strategy nucleus --sample 1
+    """,
+)
+@run_folder
 @click.option("--row-id", required=True, metavar="ID", help="Of the row, as in column row_id.")
-@click.option("--strategy", metavar="NAME", help="Only this strategy.")
+@only_strategy
 @click.option("--sample-index", "--sample", "sample", type=click.IntRange(min=0), metavar="N", help="Only this sample.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, as_json: bool) -> None:
     """Generate a row of a run again and say what differs.
-
-    \b
-    batchgen replay out/demo --row-id skip-00
-    batchgen replay out/demo --row-id skip-00 --strategy nucleus --sample 1
 
     Exits with 5 if something differs that the run's determinism does not allow. Docs: docs/verify.md.
     """
@@ -194,8 +211,14 @@ def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, a
             sys.exit(EXIT_WRONG)
 
 
-@main.command()
-@click.argument("folder", metavar="OUT")
+@command(
+    "Look",
+    """
+    batchgen report out/demo
+    batchgen report out/demo -o demo.html --prompts 1000 --row-id skip-00
+    """,
+)
+@run_folder
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True, metavar="FILE"
 )
@@ -209,19 +232,20 @@ def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, a
     help="Most prompts to show; the metrics are of all rows.",
 )
 @click.option("--row-id", "row_ids", metavar="ID", multiple=True, help="Show this prompt in any case; may be repeated.")
-@click.option("--baseline", metavar="NAME", help="Strategy to compare with; default: the first greedy one.")
+@click.option(
+    "--baseline",
+    metavar="NAME",
+    shell_complete=strategy_names,
+    help="Strategy to compare with; default: the first greedy one.",
+)
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def report(
     folder: str, output: Path, num_prompts: int, row_ids: tuple[str, ...], baseline: str | None, force: bool
 ) -> None:
-    """Write a run, finished or not, as one HTML file that opens anywhere, offline.
+    """Write a run as one HTML file that opens anywhere, offline.
 
-    \b
-    batchgen report out/demo
-    batchgen report out/demo -o demo.html --prompts 1000 --row-id skip-00
-
-    Metrics per strategy over all rows, and completions side by side with every token coloured by rank, probability or
-    entropy. Docs: docs/report.md.
+    Finished or not. Metrics per strategy over all rows, and completions side by side with every token coloured by
+    rank, probability or entropy. Docs: docs/report.md.
     """
     with exit_codes():
         from pipeline.report import write_report
@@ -233,16 +257,19 @@ def report(
         click.echo(f"{written.path} · {written.num_bytes / 1e6:.1f} MB · {shown}")
 
 
-@main.command("retry-errors")
-@click.argument("folder", metavar="OUT")
+@command(
+    "Operate",
+    """
+    batchgen retry-errors out/demo
+    batchgen retry-errors out/demo --error-type logits_not_finite
+    """,
+    name="retry-errors",
+)
+@run_folder
 @click.option("--error-type", "error_types", metavar="TYPE", multiple=True, help="Only errors of this type.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def retry_errors(folder: str, error_types: tuple[str, ...], as_json: bool) -> None:
     """Compute the error rows of a finished run again.
-
-    \b
-    batchgen retry-errors out/demo
-    batchgen retry-errors out/demo --error-type logits_not_finite
 
     Results go to OUT/retries/0001 (then 0002, ...), beside data/, which stays as it is. Run the same command again to
     resume. Docs: docs/verify.md.
@@ -267,20 +294,10 @@ def retry_errors(folder: str, error_types: tuple[str, ...], as_json: bool) -> No
         else:
             print_retried(retried)
         if retried.num_errors > limits.max_error_rate * outlook.run.num_output_rows:
-            raise ErrorRateError(f"that is still more than run.max_error_rate ({limits.max_error_rate:.1%}).")
-
-
-@main.command()
-def schema() -> None:
-    """Print the JSON Schema of the job file, for editors.
-
-    \b
-    batchgen schema > job.schema.json
-    # yaml-language-server: $schema=job.schema.json     (first line of the job file)
-    """
-    from pipeline.jobfile import json_schema
-
-    click.echo(json.dumps(json_schema(), indent=2))
+            raise ErrorRateError(
+                f"that is still more than run.max_error_rate ({limits.max_error_rate:.1%}).",
+                "See columns error_type and error_message of what is left.",
+            )
 
 
 @contextmanager
@@ -337,8 +354,14 @@ def _summarise(finished: Run) -> None:
     click.echo(f'query it: {shlex.quote(sys.executable)} -c "import duckdb; print(duckdb.sql(\\"{query}\\"))"')
 
 
-for command in (plan, preview, status, head, show, tokenize, compare, explode, card):
-    main.add_command(command)
+for each in (
+    *(init, preview, plan, run),
+    *(head, show, report, next_, tokenize),
+    *(compare, verify, replay),
+    *(explode, card),
+    *(status, retry_errors, gc, schema, completion),
+):
+    main.add_command(each)
 
 
 if __name__ == "__main__":

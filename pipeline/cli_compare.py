@@ -6,14 +6,28 @@ import sys
 
 import click
 
+from pipeline.cli_complete import RunFolder, strategy_names
+from pipeline.cli_help import command
 from pipeline.cli_shared import EXIT_WRONG, echo_json, exit_codes
 
 MAX_CHANGED, MAX_KL = 0.0, 0.001
 
 
-@click.command()
-@click.argument("folders", nargs=-1, required=True, metavar="A [B]")
-@click.option("--strategies", metavar="A,B", help="Two strategies of one run, in place of a second run.")
+@command(
+    "Compare and check",
+    """
+    batchgen compare out/before out/after
+    batchgen compare out/float32 out/bfloat16 --max-changed 0.1 --max-kl 0.01
+    batchgen compare out/demo --strategies greedy,beam5
+    """,
+)
+@click.argument("folders", nargs=-1, required=True, metavar="A [B]", type=RunFolder())
+@click.option(
+    "--strategies",
+    metavar="A,B",
+    shell_complete=strategy_names,
+    help="Two strategies of one run, in place of a second run.",
+)
 @click.option("--max-changed", type=click.FloatRange(0, 1), metavar="SHARE", help="Of rows that may change.  [0]")
 @click.option("--max-kl", type=click.FloatRange(0), metavar="NATS", help="Of a step that saw the same text.  [0.001]")
 @click.option(
@@ -29,11 +43,6 @@ def compare(
     as_json: bool,
 ) -> None:
     """Compare two runs, or two strategies of one run, row by row.
-
-    \b
-    batchgen compare out/before out/after
-    batchgen compare out/float32 out/bfloat16 --max-changed 0.1 --max-kl 0.01
-    batchgen compare out/demo --strategies greedy,beam5
 
     Exits with 5 if two runs differ by more than --max-changed or --max-kl; two strategies only where one of these is
     given. Docs: docs/compare.md.

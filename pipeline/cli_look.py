@@ -6,23 +6,27 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli_complete import only_strategy, run_folder
+from pipeline.cli_help import command
 from pipeline.cli_shared import echo_json, exit_codes, texts, waiting
 
 
-@click.command()
+@command(
+    "Make",
+    """
+    batchgen preview jobs/demo.yaml -n 1
+    batchgen preview jobs/demo.yaml --set strategies.nucleus.temperature=1.3 --steps
+    """,
+)
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.yaml")
 @click.option("-n", "num_rows", type=click.IntRange(min=1), default=3, show_default=True, help="Input rows.")
 @click.option("--steps", "has_steps", is_flag=True, help="Step by step, with alternatives.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of the job file.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, with exact numbers and bytes.")
 def preview(job_file: Path, num_rows: int, has_steps: bool, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show what the first rows of a job would give: tokens, ids, candidates, text.
+    """Show what the first rows of a job would give.
 
-    \b
-    batchgen preview jobs/demo.yaml -n 1
-    batchgen preview jobs/demo.yaml --set strategies.nucleus.temperature=1.3 --steps
-
-    The whole job is checked as for a run. Nothing is written, and Ray is not started.
+    Tokens, ids, candidates and text. The whole job is checked as for a run. Nothing is written, and Ray is not started.
     """
     with exit_codes():
         from pipeline.jobfile import load_job
@@ -39,18 +43,19 @@ def preview(job_file: Path, num_rows: int, has_steps: bool, overrides: tuple[str
             (print_steps if has_steps else print_preview)(found.rows, found.vocabulary)
 
 
-@click.command()
-@click.argument("folder", metavar="OUT")
-@click.option("-n", "num_rows", type=click.IntRange(min=1), default=12, show_default=True, help="Rows to show.")
-@click.option("--strategy", metavar="NAME", help="Only this strategy.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document, with exact text.")
-def head(folder: str, num_rows: int, strategy: str | None, as_json: bool) -> None:
-    """Show the first completions of a run, finished or not.
-
-    \b
+@command(
+    "Look",
+    """
     batchgen head out/demo -n 20
     batchgen head out/demo --strategy nucleus
-    """
+    """,
+)
+@run_folder
+@click.option("-n", "num_rows", type=click.IntRange(min=1), default=12, show_default=True, help="Rows to show.")
+@only_strategy
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, with exact text.")
+def head(folder: str, num_rows: int, strategy: str | None, as_json: bool) -> None:
+    """Show the first completions of a run, finished or not."""
     with exit_codes():
         from pipeline.head import SHOWN, cells
         from pipeline.results import open_run
@@ -63,18 +68,22 @@ def head(folder: str, num_rows: int, strategy: str | None, as_json: bool) -> Non
             print_table(SHOWN, cells(rows), wide=("prompt", "text"))
 
 
-@click.command()
-@click.argument("folder", metavar="OUT")
+@command(
+    "Look",
+    """
+    batchgen show out/demo --row-id skip-00 --strategy greedy
+    batchgen show out/demo --row-id skip-00 --strategy nucleus --sample-index 1
+    """,
+)
+@run_folder
 @click.option("--row-id", required=True, metavar="ID", help="Of the row, as in column row_id.")
-@click.option("--strategy", metavar="NAME", help="Only this strategy.")
+@only_strategy
 @click.option("--sample-index", "--sample", type=click.IntRange(min=0), metavar="N", help="Only this sample.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, with exact numbers and bytes.")
 def show(folder: str, row_id: str, strategy: str | None, sample_index: int | None, as_json: bool) -> None:
-    """Show a row of a run step by step: chosen token, probability, rank, alternatives.
+    """Show a row of a run step by step.
 
-    \b
-    batchgen show out/demo --row-id skip-00 --strategy greedy
-    batchgen show out/demo --row-id skip-00 --strategy nucleus --sample-index 1
+    Of each step the chosen token, its probability and rank, and the alternatives.
     """
     with exit_codes():
         from pipeline.replay import chosen, find_rows
@@ -90,18 +99,20 @@ def show(folder: str, row_id: str, strategy: str | None, sample_index: int | Non
             print_steps(rows, results.vocabulary)
 
 
-@click.command()
+@command(
+    "Look",
+    """
+    batchgen tokenize "I skip across the" --model openai-community/gpt2
+    batchgen tokenize --ids "40 294 295 259"
+    batchgen tokenize - < texts.txt
+    """,
+)
 @click.argument("prompts", nargs=-1, metavar="TEXT...")
 @click.option("--model", default="demo", show_default=True, help="Hub id, local folder, or `demo`.")
 @click.option("--ids", metavar="IDS", multiple=True, help="Token ids to turn into text; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, with exact bytes.")
 def tokenize(prompts: tuple[str, ...], model: str, ids: tuple[str, ...], as_json: bool) -> None:
     """Show how a text is cut into tokens: ids, pieces, bytes.
-
-    \b
-    batchgen tokenize "I skip across the" --model openai-community/gpt2
-    batchgen tokenize --ids "40 294 295 259"
-    batchgen tokenize - < texts.txt
 
     TEXT - reads texts from stdin, one per line.
     """

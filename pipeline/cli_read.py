@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import click
 
+from pipeline.cli_complete import run_folder
+from pipeline.cli_help import command
 from pipeline.cli_shared import echo_json, exit_codes
 
 
-@click.command()
-@click.argument("folder", metavar="OUT")
+@command(
+    "Hand on",
+    """
+    batchgen explode out/demo
+    batchgen explode s3://bucket/out -o long.parquet
+    """,
+)
+@run_folder
 @click.option("-o", "--output", "target", default="long.parquet", show_default=True, metavar="FILE", help="To write.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def explode(folder: str, target: str, as_json: bool) -> None:
     """Write the alternatives of a run as one row per step and rank.
-
-    \b
-    batchgen explode out/demo
-    batchgen explode s3://bucket/out -o long.parquet
 
     Columns: row_id, strategy, sample_index, step, rank, token_id, token, probability. Docs: docs/reading.md.
     """
@@ -31,16 +35,18 @@ def explode(folder: str, target: str, as_json: bool) -> None:
             click.echo(f"{num_rows:,} rows · {target}")
 
 
-@click.command()
-@click.argument("folder", metavar="OUT")
+@command(
+    "Hand on",
+    """
+    batchgen card out/demo
+    batchgen card out/demo --write
+    """,
+)
+@run_folder
 @click.option("--write", is_flag=True, help="Put it in the place of OUT/README.md.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def card(folder: str, write: bool, as_json: bool) -> None:
     """Print the data card of a run as it is now, retries included.
-
-    \b
-    batchgen card out/demo
-    batchgen card out/demo --write
 
     With it `datasets` loads the folder with no script, here and on the hub. Docs: docs/reading.md.
     """

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.cli_complete import into_folder, run_folder
+from pipeline.cli_help import command
 from pipeline.cli_shared import EXIT_STOPPED, echo_json, exit_codes, with_output
 from pipeline.errors import ErrorRateError
 
@@ -19,9 +21,15 @@ if TYPE_CHECKING:
 EXIT_UNFINISHED = 6
 
 
-@click.command()
+@command(
+    "Make",
+    """
+    batchgen plan jobs/demo.yaml
+    batchgen plan jobs/demo.yaml --calibrate --set run.replicas=4
+    """,
+)
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.yaml")
-@click.option("--output", metavar="DIR", help="Output folder or URL, in place of output.path.")
+@into_folder
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of the job file.")
 @click.option("--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="Input rows to look at.")
 @click.option("--calibrate", "is_calibrating", is_flag=True, help="Do a few batches here to estimate time and size.")
@@ -29,13 +37,9 @@ EXIT_UNFINISHED = 6
 def plan(
     job_file: Path, output: str | None, overrides: tuple[str, ...], sample: int, is_calibrating: bool, as_json: bool
 ) -> None:
-    """Say what a job will take, and refuse what would fail; starts and writes nothing.
+    """Say what a job will take, and refuse what would fail.
 
-    \b
-    batchgen plan jobs/demo.yaml
-    batchgen plan jobs/demo.yaml --calibrate --set run.replicas=4
-
-    Docs: docs/watching.md.
+    Nothing is started or written. Docs: docs/watching.md.
     """
     with exit_codes():
         from pipeline import calibration
@@ -53,18 +57,20 @@ def plan(
         echo_json(found.to_json()) if as_json else print_forecast(found)
 
 
-@click.command()
-@click.argument("folder", metavar="OUT")
+@command(
+    "Operate",
+    """
+    batchgen status out/demo
+    batchgen status s3://bucket/out --watch --exit-status
+    """,
+)
+@run_folder
 @click.option("--watch", is_flag=True, help="Look again and again, until nobody works on the run any more.")
 @click.option("--interval", type=click.FloatRange(min=0.1), default=5, show_default=True, help="Seconds between looks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document for each look.")
 @click.option("--exit-status", is_flag=True, help="Exit with 3, 4 or 6 unless the run is finished.")
 def status(folder: str, watch: bool, interval: float, as_json: bool, exit_status: bool) -> None:
     """Say how a run stands, from its output folder alone.
-
-    \b
-    batchgen status out/demo
-    batchgen status s3://bucket/out --watch --exit-status
 
     With --exit-status: 0 finished, 3 past run.max_error_rate, 4 nobody works on it (run its job again to resume),
     6 somebody may work on it. Docs: docs/watching.md.

@@ -241,7 +241,8 @@ class RayExecutor:
             if gpus == 0 and self.config.autoscaling:
                 raise ConfigError(
                     "run.gpus_per_replica is auto, but no node with a GPU is there to go by, and with run.autoscaling "
-                    "one may come. Set run.gpus_per_replica: 1 for nodes with GPUs, 0 for nodes without."
+                    "one may come.",
+                    "Set run.gpus_per_replica: 1 for nodes with GPUs, 0 for nodes without.",
                 )
         return Need(gpus, self.config.accelerator_type, self.config.label_selector)
 
@@ -325,7 +326,10 @@ def _start() -> None:
     try:
         ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     except (RuntimeError, ValueError, OSError, RayError) as error:
-        raise ClusterError(f"Ray could not be started on this machine: {error}") from error
+        raise ClusterError(
+            f"Ray could not be started on this machine: {error}.",
+            "Free memory and disk here, or set RAY_ADDRESS to a cluster.",
+        ) from error
 
 
 def _connect(address: str) -> None:
@@ -334,11 +338,13 @@ def _connect(address: str) -> None:
         check_listening(address)
     except OSError as error:
         raise ClusterError(
-            f"no Ray cluster is at RAY_ADDRESS={address}: {error}. Start it, or unset RAY_ADDRESS to use this machine."
+            f"no Ray cluster is at RAY_ADDRESS={address}: {error}.",
+            "Start it, or unset RAY_ADDRESS to use this machine.",
         ) from error
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     except (RuntimeError, ValueError, OSError, RayError) as error:
         raise ClusterError(
-            f"the Ray cluster at RAY_ADDRESS={address} cannot be used: {error}. {access.refused(os.environ, address)}"
+            f"the Ray cluster at RAY_ADDRESS={address} cannot be used: {error}.",
+            access.refused(os.environ, address),
         ) from error

@@ -146,10 +146,14 @@ def compare_runs(first: Results, second: Results) -> Comparison:
     shared = [name for name in names if name in {each.name for each in second.run.job.strategies}]
     if not shared:
         there = ", ".join(f"`{each.name}`" for each in second.run.job.strategies)
-        raise InputError(f"the runs share no strategy: {', '.join(f'`{name}`' for name in names)} there, {there} here.")
+        raise InputError(
+            f"the runs share no strategy: {', '.join(f'`{name}`' for name in names)} there, {there} here.",
+            "Compare runs with strategies of the same names.",
+        )
     if first.vocabulary.tokens != second.vocabulary.tokens:
         raise InputError(
-            "the runs have models with other vocabularies, so that token ids do not mean the same in both."
+            "the runs have models with other vocabularies, so that token ids do not mean the same in both.",
+            "Compare runs of models with one tokenizer.",
         )
     found = {name: Difference((name, name)) for name in shared}
     for one, other in _matched(_views(first), _views(second)):
@@ -172,7 +176,7 @@ def compare_strategies(results: Results, first: str, second: str) -> Comparison:
     for name in (first, second):
         if name not in known:
             there = ", ".join(f"`{each}`" for each in known)
-            raise InputError(f"the run has no strategy `{name}`; there are {there}.")
+            raise InputError(f"the run has no strategy `{name}`; there are {there}.", "Name two of these.")
     found = Difference((first, second))
     for one, other in _matched(_views_of(results, first), _views_of(results, second)):
         _note(found, one, other)
@@ -259,7 +263,8 @@ def _pairs(one: Sequence[View], other: Sequence[View]) -> Iterator[tuple[View | 
     if one and other and one[0].row_id != other[0].row_id:
         raise InputError(
             f"input row {one[0].row_index} is `{one[0].row_id}` in one run and `{other[0].row_id}` in the other: they "
-            "are not of the same input, in the same order."
+            "are not of the same input, in the same order.",
+            "Compare runs of one input, in one order.",
         )
     left, right = ({(view.strategy, view.sample_index): view for view in views} for views in (one, other))
     for key in dict.fromkeys([*left, *right]):

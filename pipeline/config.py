@@ -71,7 +71,8 @@ class InputConfig(Frozen):
         named = [key for key, value in sources.items() if value is not None]
         if len(named) != 1:
             chosen = " and ".join(f"`{key}`" for key in named)
-            raise broken_rule(f"set one of {', '.join(f'`{key}`' for key in sources)}, not {chosen}", named[-1])
+            message = f"prompts come from one of {', '.join(f'`{key}`' for key in sources)}, not {chosen}"
+            raise broken_rule(message, "Set one of them.", named[-1])
         return self
 
 
@@ -130,14 +131,15 @@ class RunConfig(Frozen):
     @classmethod
     def _whole_gpus(cls, value: float | str) -> float | str:
         if isinstance(value, float) and value > 1 and not value.is_integer():
-            raise broken_rule(f"`run.gpus_per_replica` above 1 must be a whole number, but is {value}")
+            message = f"`run.gpus_per_replica` above 1 must be a whole number, but is {value}"
+            raise broken_rule(message, "Round it.")
         return value
 
     @model_validator(mode="after")
     def _number_asked_for(self) -> Self:
         if self.autoscaling and self.replicas == "auto":
             message = "`run.replicas` must be a number under `run.autoscaling`: nodes come for the replicas that wait"
-            raise broken_rule(message, "replicas")
+            raise broken_rule(message, "Set it to how many of them there should be.", "replicas")
         return self
 
 
@@ -193,12 +195,13 @@ class Job(Frozen):
         names = [strategy.name for strategy in strategies]
         for index, name in enumerate(names):
             if name in names[:index]:
-                raise broken_rule(f"strategy names must be unique, but an earlier one is `{name}` too", index, "name")
+                message = f"strategy names must be unique, but an earlier one is `{name}` too"
+                raise broken_rule(message, "Rename one of them.", index, "name")
         return strategies
 
     @model_validator(mode="after")
     def _candidates_recorded(self) -> Self:
         if self.output.top_k == 0 and any(isinstance(strategy, NextToken) for strategy in self.strategies):
             message = "`output.top_k` must be at least 1 for a strategy of `type: next_token`, but is 0"
-            raise broken_rule(message, "output", "top_k")
+            raise broken_rule(message, "Raise it to how many candidates you want.", "output", "top_k")
         return self

@@ -30,7 +30,7 @@ from pipeline.text_files import Typed
 
 IDS_AT_A_TIME = 65_536
 
-__all__ = ["Dataset", "InputFile", "Slice", "read", "scan"]
+__all__ = ["Dataset", "InputFile", "Slice", "check_kept_names", "read", "scan"]
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,15 @@ def scan(config: InputConfig, other_uses: Sequence[Use] = ()) -> Dataset:
         InputError: files, columns or types are missing or wrong, or there is not a single row.
     """
     uses = [*_uses(config), *other_uses]
-    _check_kept_names(config)
+    check_kept_names(config.keep_columns)
     found = find(config.path)
     names = relative_names([file.path for file in found])
     scanned = [_scan_file(file, name, uses, config) for file, name in zip(found, names, strict=True)]
     files = tuple(one.file for one in scanned)
     if not any(file.num_rows for file in files):
-        raise InputError(f"`input.path` has no rows ({len(files)} files, the first {files[0].path}).")
+        raise InputError(
+            f"`input.path` has no rows ({len(files)} files, the first {files[0].path}).", "Point it at data that has."
+        )
     types = _common_types(scanned)
     others = tuple(dict.fromkeys(use.column for use in other_uses))
     dataset = Dataset(config, files, _kept_schema(config, types, files), others)
@@ -135,8 +137,8 @@ def _check_unique_ids(dataset: Dataset) -> None:
             if hash(row_id) in suspects and first_rows.setdefault(row_id, row) != row:
                 raise InputError(
                     f"id `{row_id}` stands twice in column `{dataset.config.id_column}`: in rows {first_rows[row_id]} "
-                    f"and {row} of the input. Make the ids unique, or leave input.id_column out to name rows by "
-                    "file and position."
+                    f"and {row} of the input.",
+                    "Make the ids unique, or leave input.id_column out to name rows by file and position.",
                 )
 
 
@@ -169,18 +171,22 @@ def _kept_uses(config: InputConfig) -> list[Use]:
     return [Use(column, "input.keep_columns", rule, input_columns.is_writable) for column in config.keep_columns]
 
 
-def _check_kept_names(config: InputConfig) -> None:
-    """Refuse names that are in the output already. Spark and DuckDB do not tell `Text` from `text`."""
+def check_kept_names(columns: Sequence[str]) -> None:
+    """Refuse names that are in the output already. Spark and DuckDB do not tell `Text` from `text`.
+
+    Raises:
+        InputError: such a name, or one that is not valid Unicode.
+    """
     taken = {name.casefold(): f"the output has its own `{name}`" for name in output_schema(pa.schema([])).names}
-    for column in config.keep_columns:
+    for column in columns:
         if not is_unicode(column):
             raise InputError(
-                f"`input.keep_columns` cannot have {column!r}: it is not valid Unicode. Rename the column."
+                f"`input.keep_columns` cannot have {column!r}: it is not valid Unicode.", "Rename the column."
             )
         if column.casefold() in taken:
             raise InputError(
-                f"`input.keep_columns` cannot have `{column}`: {taken[column.casefold()]}, and case does not count. "
-                "Rename the column in the input, or leave it out."
+                f"`input.keep_columns` cannot have `{column}`: {taken[column.casefold()]}, and case does not count.",
+                "Rename the column in the input, or leave it out.",
             )
         taken[column.casefold()] = f"it has `{column}` already"
 
@@ -189,7 +195,7 @@ def _scan_file(found: FoundFile, name: str, uses: list[Use], config: InputConfig
     stamp = stamp_of(found.path)
     scanned = _scan_content(found, name, stamp, uses, config)
     if stamp_of(found.path) != stamp:
-        raise InputError(f"{found.path} changed while it was read. Wait until it is written, then start again.")
+        raise InputError(f"{found.path} changed while it was read.", "Wait until it is written, then start again.")
     return scanned
 
 
@@ -235,8 +241,8 @@ def _common_types(scanned: Iterable[_Scanned]) -> dict[str, pa.DataType]:
                 types[column] = text_files.agree(known, typed, column)
             elif typed.type != known.type:
                 raise InputError(
-                    f"column `{column}` is {known.type} in {known.place}, but {typed.type} in {typed.place}. "
-                    "Give it one type in all files."
+                    f"column `{column}` is {known.type} in {known.place}, but {typed.type} in {typed.place}.",
+                    "Give it one type in all files.",
                 )
     return {column: input_columns.plain_type(typed.type) for column, typed in types.items()}
 

@@ -284,7 +284,8 @@ class Dispatcher:
             return
         raise StoppedError(
             f"stopped by SIGTERM: {num_under_way - len(self.members)} of {num_under_way} replicas at work were done "
-            f"within {self.grace_s:g} s. Finished parts are kept; it is safe to run the same command again."
+            f"within {self.grace_s:g} s. Finished parts are kept.",
+            "Run the same command again to resume.",
         )
 
     def _dismiss_idle(self, under_way: dict[int, Work | None]) -> None:

@@ -14,6 +14,8 @@
 A bad *prompt* is none of these: it becomes a row with status `error` (`records.RowError`).
 """
 
+from __future__ import annotations
+
 EXIT_CODES = {
     0: "done",
     2: "bad job file, input, model or size of cluster; the message says what to change",
@@ -26,9 +28,22 @@ EXIT_CODES = {
 
 
 class BatchgenError(Exception):
-    """Base of all errors this package raises on purpose; the message is written for the user."""
+    """Base of all errors this package raises on purpose; the message is written for the user.
+
+    Attributes:
+        what: is wrong, where, and against which rule.
+        way_out: what the user can do about it, as one or more sentences; no error is without.
+    """
 
     exit_code = 4
+
+    def __init__(self, what: str, way_out: str) -> None:
+        super().__init__("\n".join((what, way_out)) if "\n" in what else f"{what} {way_out}")
+        self.what, self.way_out = what, way_out
+
+    def __reduce__(self) -> tuple[type[BatchgenError], tuple[str, str]]:
+        """An error of a replica reaches the driver whole."""
+        return type(self), (self.what, self.way_out)
 
 
 class ConfigError(BatchgenError, ValueError):

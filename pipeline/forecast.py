@@ -178,7 +178,7 @@ def forecast(plan: Plan, folder: Folder, num_rows: int = SAMPLED_ROWS) -> Foreca
         plan=plan,
         folder=folder.name,
         num_sampled=num_sampled,
-        prompt_tokens=_lengths(firsts),
+        prompt_tokens=lengths(firsts),
         truncated=sum(prompt.is_truncated for prompt in firsts),
         too_long=sum(_is(prompt, "prompt_too_long") for prompt in firsts),
         empty=sum(prompt.text == "" for prompt in firsts),
@@ -218,11 +218,12 @@ def _is(prompt: Prompt, error_type: str) -> bool:
     return isinstance(prompt.token_ids, RowError) and prompt.token_ids.type == error_type
 
 
-def _lengths(prompts: Sequence[Prompt]) -> Lengths | None:
-    lengths = sorted(len(prompt.token_ids) for prompt in prompts if not isinstance(prompt.token_ids, RowError))
-    if not lengths:
+def lengths(prompts: Sequence[Prompt]) -> Lengths | None:
+    """How long the usable ones are; None if there are none."""
+    counts = sorted(len(prompt.token_ids) for prompt in prompts if not isinstance(prompt.token_ids, RowError))
+    if not counts:
         return None
-    return Lengths(lengths[len(lengths) // 2], lengths[len(lengths) * 95 // 100], lengths[-1], sum(lengths))
+    return Lengths(counts[len(counts) // 2], counts[len(counts) * 95 // 100], counts[-1], sum(counts))
 
 
 def _num_new(strategy: Strategy, prompt: Prompt, num_positions: int) -> int:
@@ -301,5 +302,6 @@ def _check_errors(found: Forecast) -> None:
         counts = ", ".join(f"{name} {count:,}" for name, count in found.errors.items())
         raise ErrorRateError(
             f"{found.error_rate:.1%} of the {found.plan.num_output_rows:,} rows of the job would be errors ({counts}), "
-            f"more than run.max_error_rate ({limit:.1%}). Mend the input, or raise run.max_error_rate."
+            f"more than run.max_error_rate ({limit:.1%}).",
+            "Mend the input, or raise run.max_error_rate.",
         )

@@ -145,7 +145,7 @@ class Engine:
         """
         job = self._job(strategies, seed)
         if any(isinstance(each, Score) and each.target_column is not None for each in job.strategies):
-            raise ConfigError("`target_column` needs an input with columns. Score prompts here, or run a job.")
+            raise ConfigError("`target_column` needs an input with columns.", "Score prompts here, or run a job.")
         empty = Dataset(job.input, (), pa.schema([]))
         strategies = resolved(job, self._tokenizer, self._model)
         setup = Plan(job, empty, self._model, self._tokenizer, strategies, shard_rows=1).setup(LocalFolder(Path()))

@@ -77,16 +77,17 @@ def _combinations(grid: Mapping[Any, Sequence[Any]]) -> Iterator[dict[Any, int]]
 
 def _faults(item: dict[Any, Any], grid: Any) -> Iterator[PydanticCustomError]:
     if not isinstance(grid, dict) or not grid:
-        example = "{temperature: [0.5, 1.0]}"
-        yield broken_rule(f"`grid` must give keys their lists of values, as {example}, but is {grid!r:.60}", "grid")
+        message = f"`grid` must give keys their lists of values, but is {grid!r:.60}"
+        yield broken_rule(message, "Write it as {temperature: [0.5, 1.0]}.", "grid")
         return
     for key, values in grid.items():
         if key in NOT_VARIED:
-            yield broken_rule(f"`grid` cannot vary `{key}`: {NOT_VARIED[key]}", "grid", key)
+            yield broken_rule(f"`grid` cannot vary `{key}`: {NOT_VARIED[key]}", "Leave it out there.", "grid", key)
         elif key in item:
-            yield broken_rule(f"`{key}` is in the strategy and in its `grid`: keep one of them", "grid", key)
+            yield broken_rule(f"`{key}` is in the strategy and in its `grid`", "Keep one of them.", "grid", key)
         elif not isinstance(values, list | tuple) or not values:
-            yield broken_rule(f"`grid.{key}` must be a non-empty list of values, but is {values!r:.60}", "grid", key)
+            message = f"`grid.{key}` must be a non-empty list of values, but is {values!r:.60}"
+            yield broken_rule(message, "Write them as [1, 2].", "grid", key)
         else:
             yield from _repeated(key, values)
     yield from _too_large(item, grid)
@@ -97,18 +98,19 @@ def _repeated(key: Any, values: Sequence[Any]) -> Iterator[PydanticCustomError]:
     for position, label in enumerate(labels):
         if label in labels[:position]:
             message = f"`grid.{key}` makes two names with `{label}`, but names must be unique"
-            yield broken_rule(message, "grid", key, position)
+            yield broken_rule(message, "Take one of the two values out.", "grid", key, position)
 
 
 def _too_large(item: dict[Any, Any], grid: Mapping[Any, Sequence[Any]]) -> Iterator[PydanticCustomError]:
     count = math.prod(map(len, grid.values()))
     if count > MOST_STRATEGIES:
-        yield broken_rule(f"a `grid` makes at most {MOST_STRATEGIES:,} strategies, but this one {count:,}", "grid")
+        message = f"a `grid` makes at most {MOST_STRATEGIES:,} strategies, but this one {count:,}"
+        yield broken_rule(message, "Give it fewer values.", "grid")
         return
     longest = max((_name(str(item.get("name")), grid, picks) for picks in _combinations(grid)), key=len)
     if len(longest) > LONGEST_NAME:
-        message = f"the name `{longest}`, which this `grid` makes, has {len(longest)} characters: shorten `name`"
-        yield broken_rule(f"{message}, for at most {LONGEST_NAME} are allowed", "grid")
+        message = f"the name `{longest}`, which this `grid` makes, has {len(longest)} characters"
+        yield broken_rule(f"{message}, and may have {LONGEST_NAME}", "Shorten `name`.", "grid")
 
 
 def _name(base: str, grid: Mapping[Any, Sequence[Any]], picks: Mapping[Any, int]) -> str:

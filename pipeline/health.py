@@ -82,8 +82,8 @@ class Breaker:
         self.failed_starts += 1
         if self.failed_starts >= max(MOST_FAILED_STARTS, ROUNDS * wanted):
             raise ClusterError(
-                f"replicas could not start {self.failed_starts} times in a row: {words} "
-                "Every node needs the same environment. Finished parts are kept."
+                f"replicas could not start {self.failed_starts} times in a row: {words} Finished parts are kept.",
+                "Give every node the same environment, then run the same command again.",
             )
 
     def count_death(self, cause: RowError, words: str, place: str, progress: int, wanted: int) -> None:
@@ -106,6 +106,6 @@ class Breaker:
             counts = ", ".join(f"{count} {type_}" for type_, count in Counter(self.causes).most_common())
             raise ClusterError(
                 f"replicas died {len(self.causes)} times in a row ({counts}) and nothing was done in between, last on "
-                f"{place}: {words} Finished parts are kept. Look at the memory and the logs of the nodes, then run the "
-                "same command again."
+                f"{place}: {words} Finished parts are kept.",
+                "Look at the memory and the logs of the nodes, then run the same command again.",
             )

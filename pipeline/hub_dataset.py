@@ -36,11 +36,15 @@ def parse(uri: str) -> HubDataset:
     query = dict(parse_qsl(match["query"] or "", keep_blank_values=True)) if match else {}
     if not match or set(query) - {"split", "name"}:
         raise InputError(
-            f"`input.path` is {uri}, which is not a hub data set. Write hf://user/set[@revision][?split=train&name=config]."
+            f"`input.path` is {uri}, which is not a hub data set.",
+            "Write hf://user/set[@revision][?split=train&name=config].",
         )
     dataset = HubDataset(match["path"], match["revision"], **query)
     if not _SPLIT.fullmatch(dataset.split):
-        raise InputError(f"the split in {uri} (input.path) must be a plain name as `train`, but is `{dataset.split}`.")
+        raise InputError(
+            f"the split in {uri} (input.path) must be a plain name as `train`, but is `{dataset.split}`.",
+            "Leave slices out; data can be cut before.",
+        )
     return dataset
 
 
@@ -53,8 +57,8 @@ def fetch(dataset: HubDataset) -> list[str]:
     answer = _ask(dataset)
     if "error" in answer:
         raise InputError(
-            f"hf://{dataset.path} (input.path) cannot be loaded: {answer['error']}. Check its name, split and the "
-            "network, or save it once with `save_to_disk` and give that folder."
+            f"hf://{dataset.path} (input.path) cannot be loaded: {answer['error']}.",
+            "Check its name, split and the network, or save it once with `save_to_disk` and give that folder.",
         )
     files: list[str] = answer["files"]
     return files
@@ -70,7 +74,10 @@ def _ask(dataset: HubDataset) -> dict[str, Any]:
         check=False,
     )
     if done.returncode != 0:
-        raise InputError(f"loading hf://{dataset.path} (input.path) ended with exit code {done.returncode}.")
+        raise InputError(
+            f"loading hf://{dataset.path} (input.path) ended with exit code {done.returncode}.",
+            "Save it once with `save_to_disk` and give that folder.",
+        )
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 

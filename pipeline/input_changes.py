@@ -22,7 +22,7 @@ def stamp_of(path: str) -> Stamp:
         found = os.stat(path)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be opened: {error.strerror}. Every machine must see the input under the same path."
+            f"{path} cannot be opened: {error.strerror}.", "Make every machine see the input under the same path."
         ) from error
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
@@ -40,8 +40,8 @@ def unchanged(file: InputFile) -> Iterator[None]:
 def changed(file: InputFile, what: str) -> InputError:
     """The error that names the file and what changed."""
     return InputError(
-        f"{file.path} has changed since the job was planned: {what}. "
-        "Put the old file back, or give the job a new output folder."
+        f"{file.path} has changed since the job was planned: {what}.",
+        "Put the old file back, or give the job a new output folder.",
     )
 
 

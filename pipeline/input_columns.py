@@ -88,10 +88,12 @@ def check_present(found: Iterable[str], uses: Iterable[Use], where: str) -> None
     names = list(found)
     for use in uses:
         if use.column not in names:
-            raise InputError(f"column `{use.column}` is missing in {where}; {_found(names, use.column)} Set {use.key}.")
+            raise InputError(
+                f"column `{use.column}` is missing in {where}; {_found(names, use.column)}", f"Set {use.key}."
+            )
         if names.count(use.column) > 1:
             raise InputError(
-                f"column `{use.column}` ({use.key}) is {names.count(use.column)} times in {where}. Rename one."
+                f"column `{use.column}` ({use.key}) is {names.count(use.column)} times in {where}.", "Rename one."
             )
 
 
@@ -116,8 +118,8 @@ def check_type(type_: pa.DataType, use: Use, where: str) -> None:
     """Raise InputError if a column of this plain type cannot be used so."""
     if not use.accepts(type_):
         raise InputError(
-            f"column `{use.column}` is {type_} in {where}, but {use.rule} ({use.key}). "
-            "Cast it in the input, or use another column."
+            f"column `{use.column}` is {type_} in {where}, but {use.rule} ({use.key}).",
+            "Cast it in the input, or use another column.",
         )
 
 
@@ -150,8 +152,8 @@ def plain_array(column: pa.ChunkedArray, field: pa.Field, type_: pa.DataType, wh
         )
     except pa.ArrowException as error:
         raise InputError(
-            f"column `{field.name}` of {where} cannot be written as {type_}: {error}. "
-            f"Cast it in the input, or leave it out of input.keep_columns."
+            f"column `{field.name}` of {where} cannot be written as {type_}: {error}.",
+            "Cast it in the input, or leave it out of input.keep_columns.",
         ) from error
 
 
@@ -220,7 +222,8 @@ def _plain_field_type(field: pa.Field, where: str) -> pa.DataType:
     if nested or (known is None and _extension_name(field)):
         raise InputError(
             f"column `{field.name}` of {where} has the extension type `{nested or _extension_name(field)}`, which is "
-            "not read, because reading may run code. Store it as a plain type, or use another column."
+            "not read, because reading may run code.",
+            "Store it as a plain type, or use another column.",
         )
     return known or plain_type(field.type)
 

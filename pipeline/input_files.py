@@ -78,14 +78,14 @@ def find(path: str | Sequence[str]) -> list[FoundFile]:
     try:
         found = sorted(file for entry in entries for file in _resolve(entry))
     except OSError as error:
-        raise InputError(f"`input.path` cannot be listed: {error}.") from error
+        raise InputError(f"`input.path` cannot be listed: {error}.", "Check its permissions.") from error
     unique: dict[str, FoundFile] = {}
     for file in found:
         first = next(iter(unique.values()), file)
         if file.format != first.format:
             raise InputError(
-                f"`input.path` mixes formats: {first.path} is {first.format}, {file.path} is {file.format}. "
-                "Point it at files of one format."
+                f"`input.path` mixes formats: {first.path} is {first.format}, {file.path} is {file.format}.",
+                "Point it at files of one format.",
             )
         unique.setdefault(file.path, file)
     return list(unique.values())
@@ -98,7 +98,7 @@ def relative_names(paths: Sequence[str]) -> list[str]:
     for name in names:
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise InputError(
-                f"the file name {name!r} is not valid Unicode, so it cannot be part of a row id. Rename it."
+                f"the file name {name!r} is not valid Unicode, so it cannot be part of a row id.", "Rename it."
             )
     return names
 
@@ -110,14 +110,16 @@ def _resolve(entry: str) -> Iterator[FoundFile]:
         return
     if _URI.match(entry):
         raise InputError(
-            f"`input.path` is {entry}, but only local paths and hf:// can be read. "
-            "Mount or copy the data, and give its path."
+            f"`input.path` is {entry}, but only local paths and hf:// can be read.",
+            "Mount or copy the data, and give its path.",
         )
     path = os.path.abspath(os.path.expanduser(entry))
     if os.path.isdir(path):
         files = list(_walk(path, frozenset()))
         if not files:
-            raise InputError(f"the folder {entry} (input.path) holds no {_known()} file; {_holds(path)}.")
+            raise InputError(
+                f"the folder {entry} (input.path) holds no {_known()} file; {_holds(path)}.", "Give another."
+            )
         yield from files
     elif os.path.exists(path):
         yield _named(path)
@@ -128,14 +130,18 @@ def _resolve(entry: str) -> Iterator[FoundFile]:
 def _matches(entry: str) -> Iterator[FoundFile]:
     """Files matching a glob. A folder named like a file (`x.parquet/`, as Spark writes) counts as its files."""
     if not glob.has_magic(entry):
-        raise InputError(f"`input.path` is {entry}, but there is no such file or folder from {os.getcwd()}.")
+        raise InputError(
+            f"`input.path` is {entry}, but there is no such file or folder from {os.getcwd()}.", "Check the name."
+        )
     matches = glob.glob(os.path.expanduser(entry), recursive=True)
     folders = [path for path in matches if os.path.isdir(path)]
     files = [path for path in matches if not os.path.isdir(path)]
     written = [path for path in folders if _suffix(path) in FORMATS]
     if not files and not written:
-        only = ", only folders; add `/*.parquet` or the like" if folders else ""
-        raise InputError(f"the glob {entry} (input.path) matches no files{only}.")
+        way_out = "Add `/*.parquet` or the like." if folders else "Check the name."
+        raise InputError(
+            f"the glob {entry} (input.path) matches no files{', only folders' if folders else ''}.", way_out
+        )
     for path in files:
         yield _named(os.path.abspath(path))
     for path in written:
@@ -179,8 +185,8 @@ def _refuse_dataset_dict(folder: str) -> None:
     if isinstance(state, dict) and isinstance(state.get("splits"), list):
         splits = [str(split) for split in state["splits"]]
         raise InputError(
-            f"{folder} is a saved DatasetDict with the splits {', '.join(f'`{split}`' for split in splits)}. "
-            f"Point input.path at one of them, as {os.path.join(folder, splits[0] if splits else 'train')}."
+            f"{folder} is a saved DatasetDict with the splits {', '.join(f'`{split}`' for split in splits)}.",
+            f"Point input.path at one of them, as {os.path.join(folder, splits[0] if splits else 'train')}.",
         )
 
 
@@ -195,17 +201,17 @@ def _read_json(path: str) -> Any:
 def _named(path: str) -> FoundFile:
     """The file if its format is known. A pipe or a device would be waited for, or read, without end."""
     if not os.path.isfile(path):
-        raise InputError(f"{path} (input.path) is no regular file. Write the data to one and give its path.")
+        raise InputError(f"{path} (input.path) is no regular file.", "Write the data to one and give its path.")
     suffix = _suffix(path)
     if suffix in FORMATS:
         return FoundFile((path, 0), path, FORMATS[suffix])
     if suffix in _COMPRESSED:
         raise InputError(
-            f"{path} (input.path) is compressed, so ranges of it cannot be read. Decompress it, or use Parquet."
+            f"{path} (input.path) is compressed, so ranges of it cannot be read.", "Decompress it, or use Parquet."
         )
     if suffix == ".json":
-        raise InputError(f"{path} (input.path) is JSON. Write one object per line into a .jsonl file instead.")
-    raise InputError(f"the format of {path} (input.path) is unknown. Known names: {_known()}.")
+        raise InputError(f"{path} (input.path) is JSON.", "Write one object per line into a .jsonl file instead.")
+    raise InputError(f"the format of {path} (input.path) is unknown.", f"Give a file of a known one: {_known()}.")
 
 
 def _suffix(path: str) -> str:

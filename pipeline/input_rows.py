@@ -46,11 +46,11 @@ def parse_template(text: str) -> Template:
             literals[-1] += mark[0][0]
         else:
             raise InputError(
-                f"`input.prompt_template` has a single `{mark[0]}` at character {mark.start()}. "
-                f"Write `{mark[0] * 2}` for the character itself."
+                f"`input.prompt_template` has a single `{mark[0]}` at character {mark.start()}.",
+                f"Write `{mark[0] * 2}` for the character itself.",
             )
     if not columns:
-        raise InputError("`input.prompt_template` names no {column}, so all prompts would be the same. Name one.")
+        raise InputError("`input.prompt_template` names no {column}, so all prompts would be the same.", "Name one.")
     return Template((*literals[:-1], literals[-1] + text[position:]), tuple(columns))
 
 

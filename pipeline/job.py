@@ -126,7 +126,8 @@ def _check_error_rate(tally: Tally, plan: Plan) -> None:
         raise ErrorRateError(
             f"{tally.errors:,} of the {plan.num_output_rows:,} rows of the job are errors already, more than "
             f"run.max_error_rate ({allowed:.1%}) of all. All results so far are kept; see columns error_type and "
-            "error_message. To go on in spite of them, raise run.max_error_rate and run the same command again."
+            "error_message.",
+            "Raise run.max_error_rate and run the same command again to go on in spite of them.",
         )
 
 
@@ -134,4 +135,4 @@ def _check_apart(folder: Folder, plan: Plan) -> None:
     """Refuse an output folder that input files lie in."""
     inside = [file.path for file in plan.dataset.files if Path(folder.name) in Path(file.path).parents]
     if inside:
-        raise ConfigError(f"output.path {folder.name} holds input file {inside[0]}. Keep input and output apart.")
+        raise ConfigError(f"output.path {folder.name} holds input file {inside[0]}.", "Keep input and output apart.")

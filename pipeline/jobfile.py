@@ -67,7 +67,7 @@ def _overridden(values: dict[str, Any], source: Source, overrides: Sequence[str]
         try:
             path, value = _path_and_value(override, values)
         except _OverrideError as error:
-            refused.append(Problem(error.what, spot, error.way_out))
+            refused.append(Problem(error.what, error.way_out, spot))
         else:
             values = _put(values, path, value)
             placed.append((path, spot.where))
@@ -130,7 +130,9 @@ def _item(items: list[Any], dotted: str, name: str) -> tuple[int, str]:
     near = get_close_matches(head, names, 1)
     known = ", ".join(f"{index} (`{child(item, 'name')}`)" if names else str(index) for index, item in enumerate(items))
     way_out = f"Did you mean `{near[0]}`? " if near else ""
-    raise _OverrideError(f"{name} has no item `{head}`", f"{way_out}There are {known}." if items else "It is empty.")
+    raise _OverrideError(
+        f"{name} has no item `{head}`", f"{way_out}There are {known}." if items else "Add one to the file."
+    )
 
 
 def _put(inside: Any, path: KeyPath, value: Any) -> Any:

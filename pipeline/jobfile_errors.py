@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from pipeline.config import NOT_FROM_COLUMNS
 from pipeline.grid import Expanded, expand
 from pipeline.jobfile_schema import Schema, child, either, has, in_words, options, schema_at, strategy_types, types
-from pipeline.jobfile_source import KeyPath, Problem, Source
+from pipeline.jobfile_source import START, KeyPath, Problem, Source
 from pipeline.reasons import why_not
 from pipeline.strategies import SAMPLERS
 
@@ -200,7 +200,7 @@ def _problem(path: KeyPath, fault: _Fault, job: Any, source: Source) -> Problem:
             what, way_out = _unknown_key(path, job)
             spot = source.spot(path, of_key=True)
         case "broken_rule":
-            what, way_out = fault.detail["ctx"]["message"], ""
+            what, way_out = fault.detail["ctx"]["message"], fault.detail["ctx"]["way_out"]
             spot = source.spot(path)
         case "not_from_column":
             what = f"{_name(path)} cannot be {_value_at(path, job)!r:.60}: {fault.detail['ctx']['why']}"
@@ -209,13 +209,13 @@ def _problem(path: KeyPath, fault: _Fault, job: Any, source: Source) -> Problem:
                 way_out = "Set it in the strategies."
             spot = source.spot(path)
         case _ if fault.detail["loc"][-1:] == ("[key]",):
-            what, way_out = f"a key must be a string, but is {path[-1]!r:.60}", ""
+            what, way_out = f"a key must be a string, but is {path[-1]!r:.60}", "Write it in quotes."
             spot = source.spot(path, of_key=True)
         case _:
             what, way_out = _bad_value(path, job)
             spot = source.spot(path)
     places = [spot.where, fault.strategy]
-    return Problem(what, replace(spot, where=", ".join(place for place in places if place)), way_out)
+    return Problem(what, way_out, replace(spot, where=", ".join(place for place in places if place)))
 
 
 def _bad_value(path: KeyPath, job: Any) -> tuple[str, str]:
@@ -228,7 +228,7 @@ def _bad_value(path: KeyPath, job: Any) -> tuple[str, str]:
 
 def _instead_of_value(path: KeyPath, value: Any, rules: Schema) -> str:
     if not path:
-        return ""
+        return START
     key = path[-2] if path[2:3] == ("grid",) and len(path) == 5 else path[-1]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     is_scalar = is_number or isinstance(value, str)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.config import NOT_FROM_COLUMNS, Job
 from pipeline.grid import NOT_VARIED
+from pipeline.jobfile_examples import add_examples
 
 Schema = dict[str, Any]
 
@@ -19,7 +20,10 @@ MOST_LISTED = 12
 
 
 def json_schema() -> Schema:
-    """JSON Schema draft 7 of the job file: every property described, no other allowed, nothing referenced."""
+    """JSON Schema draft 7 of the job file.
+
+    Every property is described, with examples where it is no choice; no other is allowed, and nothing is referenced.
+    """
     exported = Job.model_json_schema()
     schema: Schema = _plain(exported, exported["$defs"])
     model = schema["properties"]["model"]
@@ -27,6 +31,7 @@ def json_schema() -> Schema:
     options = [{key: name[key] for key in ("type", "minLength")}, model]
     schema["properties"]["strategy_columns"] |= _columns(schema["properties"])
     schema["properties"]["model"] = {"description": f"{model['description']} {name['description']}", "anyOf": options}
+    add_examples(schema["properties"])
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "batchgen job file", **schema}
 
 

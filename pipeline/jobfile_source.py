@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError
 KeyPath = tuple[str | int, ...]
 
 SHOWN = 120  # characters of a source line
-START = "jobs/demo.yaml is one to start from."
+START = "Write one with `batchgen init DATA`."
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Problem:
     """One thing wrong: what it is (key, rule, value), where, and what to do about it."""
 
     what: str
+    way_out: str
     spot: Spot = Spot()
-    way_out: str = ""
 
     def __str__(self) -> str:
         where = f" --> {self.spot.where}" if self.spot.where else ""
@@ -53,9 +53,9 @@ def config_error(problems: Sequence[Problem]) -> ConfigError:
     """All problems in one error, in the order of the file."""
     told = [str(problem) for problem in sorted(problems, key=lambda problem: problem.spot.line)]
     count = "1 error" if len(told) == 1 else f"{len(told)} errors"
-    message = "\n\n".join([*told, f"{count}. Nothing was started."])
     # Keys and values are the file's: no escape sequence of theirs may reach a terminal.
-    return ConfigError("".join(c if _is_visible(c) or c in "\n\t" else ascii(c)[1:-1] for c in message))
+    shown = "".join(c if _is_visible(c) or c in "\n\t" else ascii(c)[1:-1] for c in "\n\n".join(told))
+    return ConfigError(f"{shown}\n", f"{count}. Nothing was started.")  # each has told its own way out
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ def read(path: Path) -> str:
         problem = Problem(f"there is no file {path}", way_out=START)
     except IsADirectoryError:
         files = ", ".join(f"`{file.name}`" for file in sorted(path.glob("*.y*ml")))
-        problem = Problem(f"{path} is a folder, not a job file", way_out=f"It holds {files}." if files else START)
+        problem = Problem(f"{path} is a folder, not a job file", way_out=f"Give one of {files}." if files else START)
     except UnicodeDecodeError as error:
         what = f"{path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at {error.start}"
-        problem = Problem(what, way_out="A job file is YAML; the prompts go under `input.path`.")
+        problem = Problem(what, way_out="Give a job file, which is YAML; the prompts go under `input.path`.")
     except OSError as error:
-        problem = Problem(f"cannot read {path}: {error.strerror}")
+        problem = Problem(f"cannot read {path}: {error.strerror}", way_out="Check its permissions.")
     raise config_error([problem])
 
 
@@ -163,7 +163,7 @@ def _repeated_keys(node: Node | None, seen: set[int]) -> Iterator[tuple[Node, No
 
 def _given_twice(first: Node, second: Node, source: Source) -> Problem:
     way_out = f"Keep one of them; the other is in line {first.start_mark.line + 1}."
-    return Problem(f"the key `{second.value}` is given twice", source.spot_of(second), way_out)
+    return Problem(f"the key `{second.value}` is given twice", way_out, source.spot_of(second))
 
 
 def _not_yaml(error: YAMLError | RecursionError, source: Source) -> Problem:
@@ -177,7 +177,9 @@ def _not_yaml(error: YAMLError | RecursionError, source: Source) -> Problem:
             what = f"the character U+{character:04X} is not allowed"
         case _:
             spot, what = Spot(source.name, line=0), str(error)
-    return Problem(f"not valid YAML: {what}", spot)
+    return Problem(
+        f"not valid YAML: {what}", "Indent with spaces, and put text with special characters in quotes.", spot
+    )
 
 
 def _node_at(root: Node | None, path: Iterable[str | int]) -> tuple[Node, Node] | None:

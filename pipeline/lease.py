@@ -111,7 +111,12 @@ def acquire(folder: Folder, me: Driver, wait: Callable[[float], None]) -> Lease:
     """
     while True:
         lease = Lease(wait_until_free(folder, me.place, wait), me)
-        if folder.publish(lease.key, lease.document) == hashlib.sha256(lease.document).hexdigest():
+        try:
+            stored = folder.publish(lease.key, lease.document)
+        except StorageError:
+            _withdraw(folder, lease)
+            raise
+        if stored == hashlib.sha256(lease.document).hexdigest():
             return lease
 
 
@@ -129,8 +134,8 @@ def wait_until_free(folder: Folder, place: str, wait: Callable[[float], None]) -
         has_ended = lease.driver.has_ended(place)
         if has_ended is False or (has_ended is None and watched not in (None, lease)):
             raise InUseError(
-                f"output folder {folder.name} is being worked on by {lease.driver}. "
-                "Wait until it is done, or stop it and run the same command again."
+                f"output folder {folder.name} is being worked on by {lease.driver}.",
+                "Wait until it is done, or stop it and run the same command again.",
             )
         if has_ended or waited_s >= EXPIRY_S:
             why = "has ended" if has_ended else f"has not renewed its lease for {EXPIRY_S:g} s"
@@ -154,7 +159,8 @@ def renew(folder: Folder, mine: Lease) -> Lease:
     if holder is not None and holder.driver != mine.driver:
         raise InUseError(
             f"output folder {folder.name} was taken over by {holder.driver}, because this driver had not renewed its "
-            f"lease for {EXPIRY_S:g} s. All finished parts are kept; leave the rest to the other one."
+            f"lease for {EXPIRY_S:g} s. All finished parts are kept.",
+            "Leave the rest to the other one.",
         )
     renewed = replace(mine, renewals=mine.renewals + 1)
     folder.replace(renewed.key, renewed.document)
@@ -208,6 +214,13 @@ def _parsed(key: str, document: bytes) -> Lease:
     except (ValueError, LookupError, TypeError):
         digest = hashlib.sha256(document).hexdigest()
         return Lease(number, Driver("an unknown host", "", 0, None, "an unknown time", digest))
+
+
+def _withdraw(folder: Folder, mine: Lease) -> None:
+    """Remove a lease that may be stored although that failed; it would lock out this process itself."""
+    with contextlib.suppress(StorageError):
+        if folder.read(mine.key) == mine.document:
+            folder.remove(mine.key)
 
 
 def _release(folder: Folder, mine: Lease) -> None:

@@ -233,5 +233,6 @@ class Ledger:
 def _unexplained(suspect: Suspect, last: str) -> ClusterError:
     return ClusterError(
         f"replicas die again and again on {Work(suspect.shard).place}, but no row of it is to blame: {last} Finished "
-        "parts are kept. Give each replica more memory, or lower run.shard_rows and use a new output folder."
+        "parts are kept.",
+        "Give each replica more memory, or lower run.shard_rows and use a new output folder.",
     )

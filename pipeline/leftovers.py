@@ -22,7 +22,7 @@ def find(folder: Folder, wait: Callable[[float], None] = time.sleep) -> list[str
         InUseError: a driver holds the folder, so that they may be in use.
     """
     if folder.read(PLAN) is None:
-        raise InputError(f"{folder.name} holds no `{PLAN}`. Give the output folder of a run.")
+        raise InputError(f"{folder.name} holds no `{PLAN}`.", "Give the output folder of a run.")
     wait_until_free(folder, this_place(), wait)
     return [*_unfinished(folder), *lease_keys(folder)]
 

@@ -15,10 +15,8 @@ from pipeline.errors import ClusterError
 
 HEAD_PATIENCE_S = 20.0  # it may be started again; Ray itself waits for a minute
 MACHINE = "the Ray of this machine"
-GONE = (
-    "{name} is gone: {why}. Finished parts are kept; it is safe to run the same command again, once Ray runs if it was "
-    "not started by this command."
-)
+GONE = "{name} is gone: {why}. Finished parts are kept."
+RESUME = "Run the same command again, once Ray runs if it was not started by this command."
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class Lifeline:
             except OSError as error:
                 if waited_s >= patience_s:
                     why = f"nobody answers at {address} any more ({error})"
-                    raise ClusterError(GONE.format(name=name, why=why)) from error
+                    raise ClusterError(GONE.format(name=name, why=why), RESUME) from error
             self.sleep(1)
             waited_s += 1
 
@@ -55,7 +53,7 @@ def check_owner(words: str) -> None:
     """Raise ClusterError where Ray's `words` on the death of an actor take the living driver for dead: then its raylet
     is, even if it was there a moment ago, and most of what the driver could ask of Ray would end it."""
     if "owner has died" in words:
-        raise ClusterError(GONE.format(name=MACHINE, why="the cluster takes this driver's node for dead"))
+        raise ClusterError(GONE.format(name=MACHINE, why="the cluster takes this driver's node for dead"), RESUME)
 
 
 def check_listening(address: str) -> None:

@@ -55,15 +55,17 @@ def explode(results: Results, target: Path | str, row_group: int = ROW_GROUP) ->
     """
     target = Path(target)
     if target.exists():
-        raise OutputError(f"{target} is there already. Remove it, or choose another file with -o.")
+        raise OutputError(f"{target} is there already.", "Remove it, or choose another file with -o.")
     unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         num_rows = _write(results, unfinished, row_group)
         os.link(unfinished, target)
     except FileExistsError:
-        raise OutputError(f"{target} has come meanwhile. Remove it, or choose another file with -o.") from None
+        raise OutputError(f"{target} has come meanwhile.", "Remove it, or choose another file with -o.") from None
     except OSError as error:
-        raise StorageError(f"cannot write {target}: {error.strerror or error}.") from error
+        raise StorageError(
+            f"cannot write {target}: {error.strerror or error}.", "Choose another file with -o."
+        ) from error
     finally:
         unfinished.unlink(missing_ok=True)
     return num_rows

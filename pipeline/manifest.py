@@ -50,8 +50,8 @@ def check_ours(folder: Folder, plan: Plan) -> dict[str, Any] | None:
     if stored.get("fingerprint") != plan.fingerprint:
         changes = "\n".join(f"  {line}" for line in differences(stored.get("identity"), plan.identity))
         raise OutputError(
-            f"output folder {folder.name} belongs to another job. It differs in (there -> here):\n{changes}\n"
-            "Choose another folder with --output, or run the job that started this one."
+            f"output folder {folder.name} belongs to another job. It differs in (there -> here):\n{changes}",
+            "Choose another folder with --output, or run the job that started this one.",
         )
     return stored
 
@@ -95,8 +95,8 @@ def _refuse_strangers(folder: Folder) -> None:
     strangers = [key for key in folder.list_keys() if key not in ("_tmp", "data")] + folder.list_keys("data")
     if strangers:
         raise OutputError(
-            f"output folder {folder.name} holds `{strangers[0]}` and no `{PLAN}`: it is not a run of batchgen. "
-            "Choose an empty or new folder with --output."
+            f"output folder {folder.name} holds `{strangers[0]}` and no `{PLAN}`: it is not a run of batchgen.",
+            "Choose an empty or new folder with --output.",
         )
 
 
@@ -185,7 +185,8 @@ def _described(folder: Folder, key: str, data: bytes, fingerprint: str, num_rows
         )
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
-            f"{folder.name}/{key} is not a part of this run, or is damaged ({error}). Remove it and run the job again."
+            f"{folder.name}/{key} is not a part of this run, or is damaged ({error}).",
+            "Remove it and run the job again.",
         ) from error
 
 
@@ -207,8 +208,8 @@ def check_complete(folder: Folder, planned: set[str]) -> None:
     if planned != found:
         raise StorageError(
             f"{folder.name} lacks {len(planned - found)} of {len(planned)} parts and holds {len(found - planned)} "
-            f"others, first {min(planned ^ found)}. All replicas must write to this very folder, and nobody else; then "
-            "run the same command again."
+            f"others, first {min(planned ^ found)}.",
+            "Let all replicas write to this very folder, and nobody else; then run the same command again.",
         )
 
 
@@ -228,9 +229,11 @@ def parse(document: bytes) -> dict[str, Any]:
     try:
         values = json.loads(document)
     except ValueError as error:
-        raise StorageError(f"a document of the output folder is damaged: {error}. Use a new output folder.") from error
+        raise StorageError(
+            f"a document of the output folder is damaged: {error}.", "Use a new output folder."
+        ) from error
     if not isinstance(values, dict):
-        raise StorageError("a document of the output folder is damaged: not an object. Use a new output folder.")
+        raise StorageError("a document of the output folder is damaged: not an object.", "Use a new output folder.")
     return values
 
 

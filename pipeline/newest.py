@@ -55,7 +55,7 @@ def rounds(run: Recorded) -> tuple[Round, ...]:
     folders = [run.folder, *(retry.folder for retry in all_retries(run))]
     keys = [tuple(sorted(finished_keys(folder))) for folder in folders]
     if not keys[0]:
-        raise InputError(f"{run.folder.name} holds no parts yet. Look again when the run has finished a shard.")
+        raise InputError(f"{run.folder.name} holds no parts yet.", "Look again when the run has finished a shard.")
     stale = np.empty(0, np.int64)
     found = []
     for number in reversed(range(len(folders))):
@@ -118,11 +118,15 @@ def read_part(folder: Folder, key: str, columns: Sequence[str] | None) -> pa.Tab
         with _opened(folder, key) as source:
             return _read(pq.ParquetFile(source), folder, columns)
     except FileNotFoundError:
-        raise StorageError(f"{folder.name}/{key} was there and is gone. Put it back, or run the job again.") from None
+        raise StorageError(
+            f"{folder.name}/{key} was there and is gone.", "Put it back, or run the job again."
+        ) from None
     except StorageError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{folder.name}/{key} cannot be read: {error}.") from error
+        raise StorageError(
+            f"{folder.name}/{key} cannot be read: {error}.", "Remove it and run the job again."
+        ) from error
 
 
 def _opened(folder: Folder, key: str) -> BinaryIO:
@@ -139,6 +143,6 @@ def _read(file: pq.ParquetFile, folder: Folder, columns: Sequence[str] | None) -
     for name in columns or ():
         if name not in file.schema_arrow.names:
             there = ", ".join(f"`{known}`" for known in file.schema_arrow.names)
-            raise InputError(f"{folder.name} has no column `{name}`; there are {there}.")
+            raise InputError(f"{folder.name} has no column `{name}`; there are {there}.", "Name one of these.")
     wanted = None if columns is None else list(dict.fromkeys([*KEY, *columns]))
     return file.read(wanted).replace_schema_metadata(None)

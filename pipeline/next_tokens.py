@@ -135,7 +135,9 @@ def parse_ids(text: str) -> tuple[int, ...]:
     words = text.replace(",", " ").split()
     for word in words:
         if not re.fullmatch("[0-9]{1,9}", word):
-            raise InputError(f'--ids must be token ids, as in --ids "40 14267 1973 262", but has {word[:40]!r}.')
+            raise InputError(
+                f"--ids must be token ids, but has {word[:40]!r}.", 'Write them as in --ids "40 14267 1973 262".'
+            )
     return tuple(map(int, words))
 
 
@@ -240,11 +242,11 @@ def _place(candidate: Candidate) -> dict[str, Any]:
 
 def _check_number(num_prompts: int) -> None:
     if num_prompts == 0:
-        raise InputError('there is no prompt. Give one, as in `batchgen next "I skip across the"`.')
+        raise InputError("there is no prompt.", 'Give one, as in `batchgen next "I skip across the"`.')
     if num_prompts > MAX_PROMPTS:
         raise InputError(
-            f"at most {MAX_PROMPTS} prompts can be compared, but {num_prompts} are given. "
-            "For the candidates of many prompts, run a job with a strategy of `type: next_token`."
+            f"at most {MAX_PROMPTS} prompts can be compared, but {num_prompts} are given.",
+            "Give fewer; for the candidates of many prompts, run a job with a strategy of `type: next_token`.",
         )
 
 
@@ -254,25 +256,28 @@ def _encoded(number: int, prompt: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     except UnicodeEncodeError as error:
         raise InputError(
             f"prompt {number} is not valid Unicode: its character {error.start + 1} is {prompt[error.start]!a}, "
-            "half of a pair or a byte that is not UTF-8. Write it in UTF-8, or give token ids with --ids."
+            "half of a pair or a byte that is not UTF-8.",
+            "Write it in UTF-8, or give token ids with --ids.",
         ) from error
     return tuple(tokenizer.encode([prompt])[0])
 
 
 def _check(number: int, token_ids: tuple[int, ...], found: checkpoint.Checkpoint) -> None:
     if not token_ids:
-        begin = "" if found.bos_token_id is None else f" For what a text begins with, use --ids {found.bos_token_id}."
-        raise InputError(f"prompt {number} is empty; it must have at least one token.{begin}")
+        begin = "" if found.bos_token_id is None else f"; for what a text begins with, --ids {found.bos_token_id}"
+        raise InputError(f"prompt {number} is empty; it must have at least one token.", f"Give it a text{begin}.")
     if len(token_ids) > found.num_positions:
         raise InputError(
             f"prompt {number} has {len(token_ids)} tokens, but the model `{found.name}` reads at most "
-            f"{found.num_positions}. Shorten it."
+            f"{found.num_positions}.",
+            "Shorten it.",
         )
     wrong = [token_id for token_id in token_ids if token_id >= found.vocab_size]
     if wrong:
         raise InputError(
             f"prompt {number} has token id {wrong[0]}, but the model `{found.name}` knows only 0 to "
-            f"{found.vocab_size - 1}."
+            f"{found.vocab_size - 1}.",
+            "Give ids of this model, or its name with --model.",
         )
 
 

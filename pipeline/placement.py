@@ -79,8 +79,8 @@ def check_room(wanted: int, need: Need, nodes: Sequence[Node]) -> None:
     shown = "; ".join(f"{node}: {need.unmet(node) or f'{need.fit(node)} fit'}" for node in nodes[:NODES_SHOWN])
     more = f"; {len(nodes) - NODES_SHOWN} more nodes" if len(nodes) > NODES_SHOWN else ""
     raise ConfigError(
-        f"run.replicas asks for {wanted} replicas of {need} each, but the cluster has room for {have} ({shown}{more}). "
-        "Lower run.replicas or run.gpus_per_replica, add nodes, or set run.autoscaling where nodes come and go."
+        f"run.replicas asks for {wanted} replicas of {need} each, but the cluster has room for {have} ({shown}{more}).",
+        "Lower run.replicas or run.gpus_per_replica, add nodes, or set run.autoscaling where nodes come and go.",
     )
 
 

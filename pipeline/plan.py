@@ -134,7 +134,7 @@ def make_plan(job: Job) -> Plan:
     strategies = resolved(job, tokenizer, model)
     if job.input.on_empty_prompt == "bos" and model.bos_token_id is None:
         raise ConfigError(
-            f"input.on_empty_prompt is `bos`, but model `{model.name}` has no bos_token_id. Set it to `error`."
+            f"input.on_empty_prompt is `bos`, but model `{model.name}` has no bos_token_id.", "Set it to `error`."
         )
     dataset = scan(job.input, [*target_uses(job), *overrides.uses(job)])
     shard_rows = job.run.shard_rows if job.run.shard_rows != "auto" else _auto_shard_rows(job, dataset, model)
@@ -159,7 +159,7 @@ def _resolved(strategy: Strategy, tokenizer: Tokenizer, model: Checkpoint) -> St
     try:
         return resolve(strategy, tokenizer, model)
     except UnfitError as error:
-        raise ConfigError(f"{error.what} (strategy `{strategy.name}`). {error.way_out}") from None
+        raise ConfigError(f"{error.what} (strategy `{strategy.name}`).", error.way_out) from None
 
 
 def _auto_shard_rows(job: Job, dataset: Dataset, model: Checkpoint) -> int:

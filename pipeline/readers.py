@@ -71,7 +71,9 @@ def to_pyarrow(run: Recorded, rounds: Sequence[Round]) -> Any:
     if len(rounds) == 1:
         return ds.FileSystemDataset(fragments, schema, file_format, filesystem)
     if RETRY in schema.names:
-        raise InputError(f"the kept column `{RETRY}` has the name of one that tells retries apart. Use another reader.")
+        raise InputError(
+            f"the kept column `{RETRY}` has the name of one that tells retries apart.", "Use another reader."
+        )
     dataset = ds.FileSystemDataset(fragments, schema.append(pa.field(RETRY, pa.int32())), file_format, filesystem)
     for each in rounds:
         if len(each.stale):

@@ -107,7 +107,9 @@ class Recorded:
                 raise ValueError("it holds a null among the bytes")
             return Vocabulary(table["token"].to_pylist(), table["bytes"].to_pylist())
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise StorageError(f"{VOCABULARY} of {self.folder.name} is damaged: {error}.") from error
+            raise StorageError(
+                f"{VOCABULARY} of {self.folder.name} is damaged: {error}.", "Remove it and run the job again."
+            ) from error
 
 
 def open_run(path: Path | str) -> Recorded:
@@ -120,20 +122,22 @@ def open_run(path: Path | str) -> Recorded:
     folder = open_folder(str(path))
     stored = folder.read(PLAN)
     if stored is None:
-        raise InputError(f"{folder.name} holds no `{PLAN}`: it is not the output folder of a run. Give one that is.")
+        raise InputError(f"{folder.name} holds no `{PLAN}`: it is not the output folder of a run.", "Give one that is.")
     plan = parse(stored)
     try:
         schema_version = plan["identity"]["batchgen"]["schema_version"]
         if schema_version != SCHEMA_VERSION:
             raise InputError(
-                f"{folder.name} has columns of version {schema_version}, and this batchgen knows {SCHEMA_VERSION}. "
-                f"Use batchgen {plan['identity']['batchgen']['version']}, which wrote it."
+                f"{folder.name} has columns of version {schema_version}, and this batchgen knows {SCHEMA_VERSION}.",
+                f"Use batchgen {plan['identity']['batchgen']['version']}, which wrote it.",
             )
         return _recorded(folder, plan)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"`{PLAN}` of {folder.name} is damaged: {type(error).__name__}: {error}.") from error
+        raise StorageError(
+            f"`{PLAN}` of {folder.name} is damaged: {type(error).__name__}: {error}.", "Use a new output folder."
+        ) from error
 
 
 def _recorded(folder: Folder, plan: dict[str, Any]) -> Recorded:
@@ -169,5 +173,7 @@ def read_rows(folder: Folder, key: str, row_id: str) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(stored), filters=[("row_id", "=", row_id)]).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{folder.name}/{key} cannot be read: {error}.") from error
+        raise StorageError(
+            f"{folder.name}/{key} cannot be read: {error}.", "Remove it and run the job again."
+        ) from error
     return rows

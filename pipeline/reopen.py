@@ -40,7 +40,7 @@ def plan_again(run: Recorded) -> Plan:
     if plan.fingerprint != run.fingerprint:
         changes = "\n".join(f"  {line}" for line in differences(run.identity, plan.identity))
         raise OutputError(
-            f"rows of {run.folder.name} cannot be computed as they were. What differs (there -> here):\n{changes}\n"
-            "Put that back as it was, or run the job in another folder."
+            f"rows of {run.folder.name} cannot be computed as they were. What differs (there -> here):\n{changes}",
+            "Put that back as it was, or run the job in another folder.",
         )
     return plan

@@ -75,8 +75,8 @@ def replay(
     wanted = chosen(stored, strategy, sample_index)
     if all(row["status"] == "error" for row in wanted):
         raise InputError(
-            f"row `{row_id}` holds errors alone here, so there is nothing to replay: {wanted[0]['error_message']}. "
-            "`batchgen retry-errors` computes error rows again."
+            f"row `{row_id}` holds errors alone here, so there is nothing to replay: {wanted[0]['error_message']}.",
+            "Have it computed again by `batchgen retry-errors`.",
         )
     setup, tokenizer = reopen(run)
     again = _generate([row for row in stored if row["status"] == "ok"], run, setup, tokenizer, engine_maker)
@@ -97,8 +97,9 @@ def find_rows(run: Recorded, row_id: str) -> list[Row]:
         if rows:
             return rows
     raise InputError(
-        f"no part of {run.folder.name} has row `{row_id}`. Ids are in column row_id; without input.id_column they are "
-        "made of file name and position, as `prompts.parquet:17`."
+        f"no part of {run.folder.name} has row `{row_id}`.",
+        "Take an id of column row_id; without input.id_column they are "
+        "made of file name and position, as `prompts.parquet:17`.",
     )
 
 
@@ -115,7 +116,7 @@ def chosen(rows: list[Row], strategy: str | None, sample_index: int | None) -> l
         there = ", ".join(f"`{row['strategy']}` sample {row['sample_index']}" for row in rows)
         asked = f"strategy `{strategy}`" if strategy is not None else "strategy"
         sample = f" with sample {sample_index}" if sample_index is not None else ""
-        raise InputError(f"row `{rows[0]['row_id']}` has no {asked}{sample}; it has {there}.")
+        raise InputError(f"row `{rows[0]['row_id']}` has no {asked}{sample}; it has {there}.", "Name one of these.")
     return wanted
 
 

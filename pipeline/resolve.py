@@ -156,7 +156,9 @@ def _layer_misfits(strategy: Dola, model: Checkpoint) -> Iterator[UnfitError]:
     for layer in () if isinstance(strategy.dola_layers, str) else strategy.dola_layers:
         if layer >= model.num_layers:
             rule = f"`dola_layers` must hold layers below {model.num_layers}, the last one of model `{model.name}`"
-            yield UnfitError("dola_layers", f"{rule}, but holds {layer}", "0 is the embedding, n the n-th layer.")
+            yield UnfitError(
+                "dola_layers", f"{rule}, but holds {layer}", "Take 0 for the embedding, n for the n-th layer."
+            )
 
 
 def _eos_misfits(strategy: Decoding, model: Checkpoint) -> Iterator[UnfitError]:

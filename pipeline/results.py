@@ -57,7 +57,7 @@ class Results:
         """
         vocabulary = self.run.vocabulary()
         if vocabulary is None:
-            raise StorageError(f"`{VOCABULARY}` of {self.folder} is missing. Run the job again, which writes it.")
+            raise StorageError(f"`{VOCABULARY}` of {self.folder} is missing.", "Run the job again, which writes it.")
         return vocabulary
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -81,7 +81,7 @@ class Results:
         names = [each.name for each in self.run.job.strategies]
         if strategy is not None and strategy not in names:
             there = ", ".join(f"`{name}`" for name in names)
-            raise InputError(f"the run has no strategy `{strategy}`; there are {there}.")
+            raise InputError(f"the run has no strategy `{strategy}`; there are {there}.", "Name one of these.")
         return first_rows(self.batches(COLUMNS), self.vocabulary, num_rows, strategy)
 
     @cached_property

@@ -76,7 +76,9 @@ def read_retry(run: Recorded, name: str) -> Retry | None:
     try:
         return Retry(name, folder, plan["fingerprint"], tuple(plan["error_types"]), dict(plan["parts"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"`{PLAN}` of {folder.name} is damaged: {type(error).__name__}: {error}.") from error
+        raise StorageError(
+            f"`{PLAN}` of {folder.name} is damaged: {type(error).__name__}: {error}.", "Remove that folder."
+        ) from error
 
 
 def all_retries(run: Recorded) -> list[Retry]:
@@ -104,10 +106,14 @@ def planned_codes(run: Recorded, key: str, retry: Retry, earlier: list[Retry]) -
 def _errors(run: Recorded, folder: Folder, key: str) -> dict[int, str]:
     stored = folder.read(key)
     if stored is None:
-        raise StorageError(f"{folder.name}/{key} is missing, so its error rows are not known. Is the run finished?")
+        raise StorageError(
+            f"{folder.name}/{key} is missing, so its error rows are not known.", "Run the job to its end first."
+        )
     try:
         table = pq.read_table(io.BytesIO(stored), columns=[*KEY_COLUMNS, "status"])
     except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{folder.name}/{key} cannot be read: {error}.") from error
+        raise StorageError(
+            f"{folder.name}/{key} cannot be read: {error}.", "Remove it and run the job again."
+        ) from error
     table = table.filter(pc.equal(table["status"], "error"))
     return dict(zip(row_codes(table, run).tolist(), table["error_type"].to_pylist(), strict=True))

@@ -93,15 +93,15 @@ def look(path: Path | str, error_types: Sequence[str] = ()) -> Outlook | None:
     run = open_run(path)
     if not run.is_finished:
         raise OutputError(
-            f"{run.folder.name} is not finished, so its error rows are not all known. Run its job to the end first."
+            f"{run.folder.name} is not finished, so its error rows are not all known.", "Run its job to the end first."
         )
     retries = all_retries(run)
     begun = retries[-1] if retries and not retries[-1].is_finished else None
     if begun and error_types and set(error_types) != set(begun.error_types):
         options = "".join(f" --error-type {type_}" for type_ in begun.error_types)
         raise OutputError(
-            f"retry {begun.name} of {run.folder.name} is not finished, and is not for these types of errors. Finish it "
-            f"first: `batchgen retry-errors {run.folder.name}{options}`."
+            f"retry {begun.name} of {run.folder.name} is not finished, and is not for these types of errors.",
+            f"Finish it first: `batchgen retry-errors {run.folder.name}{options}`.",
         )
     earlier = [retry for retry in retries if retry is not begun]
     name = f"{len(earlier) + 1:04d}"
@@ -164,7 +164,9 @@ def _outlook(run: Recorded, retry: Retry, earlier: list[Retry], is_resumed: bool
     unknown = [type_ for type_ in retry.error_types if type_ not in counts]
     if unknown:
         there = ", ".join(f"`{type_}` {count:,}" for type_, count in sorted(counts.items()))
-        raise InputError(f"no row of {run.folder.name} has the error type `{unknown[0]}`; there are {there}.")
+        raise InputError(
+            f"no row of {run.folder.name} has the error type `{unknown[0]}`; there are {there}.", "Name one of these."
+        )
     wanted_counts = Counter({type_: count for type_, count in sorted(counts.items()) if retry.wants(type_)})
     return Outlook(
         run=run,
@@ -188,7 +190,7 @@ def _claim(retry: Retry, run: Recorded) -> Folder:
     }
     retry.folder.publish(manifest.PLAN, manifest.to_json(plan))
     if read_retry(run, retry.name) != retry:
-        raise OutputError(f"{retry.folder.name} holds another retry, begun at the same time. Run the command again.")
+        raise OutputError(f"{retry.folder.name} holds another retry, begun at the same time.", "Run the command again.")
     return retry.folder.probed(manifest.PLAN)
 
 

@@ -80,5 +80,5 @@ def open_folder(path: str) -> Folder:
         return ObjectFolder.at(path)
     root = Path(os.path.expanduser(path)).absolute()
     if root.exists() and not root.is_dir():
-        raise OutputError(f"output.path {root} is a file. Choose a folder with --output.")
+        raise OutputError(f"output.path {root} is a file.", "Choose a folder with --output.")
     return LocalFolder(root)

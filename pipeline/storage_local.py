@@ -151,11 +151,11 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in NO_HARD_LINKS:
             advice = (
-                "The file system may not support hard links, by which files are published: write to one that does, "
-                "or to s3://, gs:// or az://."
+                "Write to a file system that supports hard links, by which files are published, or to s3://, gs:// or "
+                "az://."
             )
         elif error.errno in DISK_FULL:
             advice = "Free some space and run the same command again; finished parts are kept."
         else:
             advice = "Check that the folder exists and is writable, then run the same command again."
-        raise StorageError(f"cannot write or read {path}: {error.strerror or error}. {advice}") from error
+        raise StorageError(f"cannot write or read {path}: {error.strerror or error}.", advice) from error

@@ -108,8 +108,8 @@ class ObjectFolder:
             )
         except BaseError as error:
             raise ConfigError(
-                f"output.path {self.url} cannot be opened: {_first_line(error)}. Set what is missing in the "
-                "environment: AWS_*, GOOGLE_* or AZURE_*."
+                f"output.path {self.url} cannot be opened: {_first_line(error)}.",
+                "Set what is missing in the environment: AWS_*, GOOGLE_* or AZURE_*.",
             ) from error
 
     def probed(self, key: str) -> Self:
@@ -143,7 +143,7 @@ class ObjectFolder:
         """SHA-256 of what is stored under the key."""
         data = self.read(key)
         if data is None:
-            raise StorageError(f"{self.url}/{key} is missing. Run the same command again.")
+            raise StorageError(f"{self.url}/{key} is missing.", "Run the same command again.")
         return _sha256(data)
 
     def read_end(self, key: str, num_bytes: int) -> bytes | None:
@@ -215,10 +215,10 @@ class ObjectFolder:
         if isinstance(error, FileNotFoundError):
             advice = "Make the bucket, or choose another with --output."
         elif isinstance(error, REFUSED):
-            advice = "The credentials in the environment must allow to get, put, list and delete objects there."
+            advice = "Set credentials in the environment that may get, put, list and delete objects there."
         else:
             advice = "Check the endpoint and the network, then run the same command again; finished parts are kept."
-        return StorageError(f"cannot write or read {self.url}/{key}: {_first_line(error)}. {advice}")
+        return StorageError(f"cannot write or read {self.url}/{key}: {_first_line(error)}.", advice)
 
 
 def _checked(url: str) -> str:
@@ -227,16 +227,20 @@ def _checked(url: str) -> str:
     if parts.scheme not in SCHEMES:
         raise ConfigError(
             f"output.path must be a folder, or begin with {' or '.join(f'{known}://' for known in SCHEMES)}, "
-            f"but is {url!r}."
+            f"but is {url!r}.",
+            "Give one of these.",
         )
     if "@" in parts.netloc or ":" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(
             f"output.path must be {parts.scheme}://bucket/path and nothing more, but holds credentials, a port, `?` or "
-            "`#`. Endpoint and credentials come from the environment."
+            "`#`.",
+            "Put endpoint and credentials into the environment.",
         )
     segments = parts.path.strip("/").split("/") if parts.path.strip("/") else []
     if not parts.netloc or any(segment in ("", ".", "..") for segment in segments):
-        raise ConfigError(f"output.path must be {parts.scheme}://bucket/path with plain names, but is {url!r}.")
+        raise ConfigError(
+            f"output.path must be {parts.scheme}://bucket/path with plain names, but is {url!r}.", "Write it so."
+        )
     return "/".join([f"{parts.scheme}://{parts.netloc}", *segments])
 
 
@@ -245,7 +249,10 @@ def _check_endpoints() -> None:
     for variable in ENDPOINTS:
         value = os.environ.get(variable)
         if value and not _is_http_url(value):
-            raise ConfigError(f"{variable} in the environment must be as https://host:port, but is {value!r}.")
+            raise ConfigError(
+                f"{variable} in the environment must be as https://host:port, but is {value!r}.",
+                "Write it so, or unset it.",
+            )
 
 
 def _is_http_url(value: str) -> bool:

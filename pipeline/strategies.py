@@ -6,6 +6,7 @@ Checks that need only the strategy itself live here; what needs the tokenizer or
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
@@ -56,13 +57,15 @@ class Frozen(BaseModel):
     def _string_keys(cls, values: Any) -> Any:
         for key in values if isinstance(values, dict) else ():
             if not isinstance(key, str):
-                raise broken_rule(f"a key must be a string, but is {key!r}", key)  # pydantic passes over some of them
+                raise broken_rule(
+                    f"a key must be a string, but is {key!r}", "Write it in quotes.", key
+                )  # pydantic passes over some of them
         return values
 
 
-def broken_rule(message: str, *at: Any) -> PydanticCustomError:
+def broken_rule(message: str, way_out: str, *at: Any) -> PydanticCustomError:
     """An error about several keys together; `at` leads from the value checked to the one to show."""
-    return PydanticCustomError("broken_rule", "{message}", {"message": message, "at": at})
+    return PydanticCustomError("broken_rule", "{message}", {"message": message, "way_out": way_out, "at": at})
 
 
 class Bias(Frozen):
@@ -77,7 +80,7 @@ class Bias(Frozen):
     @model_validator(mode="after")
     def _one_sequence(self) -> Self:
         if (self.text is None) is (self.token_ids is None):
-            raise broken_rule("set exactly one of `text` and `token_ids`", "bias")
+            raise broken_rule("a bias must have one of `text` and `token_ids`", "Set exactly one.", "bias")
         return self
 
 
@@ -164,11 +167,13 @@ class Processed(Named):
     @model_validator(mode="after")
     def _guided(self) -> Self:
         if self.negative_prompt is not None and self.negative_prompt_ids:
-            raise broken_rule("set one of `negative_prompt` and `negative_prompt_ids`, not both", "negative_prompt_ids")
+            raise broken_rule(
+                "`negative_prompt` and `negative_prompt_ids` say the same", "Set one of them.", "negative_prompt_ids"
+            )
         for key in ("negative_prompt", "negative_prompt_ids"):
             if getattr(self, key) and self.guidance_scale is None:
                 message = f"`{key}` has no effect without `guidance_scale`, which says how far to move away from it"
-                raise broken_rule(message, key)
+                raise broken_rule(message, "Set `guidance_scale: 1.5` or the like.", key)
         return self
 
     @model_validator(mode="after")
@@ -176,7 +181,7 @@ class Processed(Named):
         for key in ("forced_bos_token_id", "forced_eos_token_id"):
             if getattr(self, key) in self.suppress_tokens:
                 message = f"`{key}` forces token {getattr(self, key)}, which `suppress_tokens` bans"
-                raise broken_rule(message, key)
+                raise broken_rule(message, "Take it out of one of them.", key)
         return self
 
     @model_validator(mode="after")
@@ -187,10 +192,10 @@ class Processed(Named):
         key = "exponential_decay_length_penalty"
         if self.ignore_eos:
             message = f"`{key}` raises the score of the end of text, which `ignore_eos` makes a token like any other"
-            raise broken_rule(message, key)
+            raise broken_rule(message, "Leave one of them out.", key)
         if decay[0] < 0 or decay[0] != int(decay[0]) or decay[1] <= 0:
             message = f"`{key}` must be [start, factor], a number of tokens and a number above 0, but is {list(decay)}"
-            raise broken_rule(message, key)
+            raise broken_rule(message, "Write it as [20, 1.1].", key)
         return self
 
 
@@ -203,13 +208,17 @@ class Generating(Processed):
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
         if self.max_new_tokens is None and self.max_length is None:
-            raise broken_rule("set `max_new_tokens`, or `max_length`, which counts the prompt")
+            raise broken_rule(
+                "there is no limit of length", "Set `max_new_tokens`, or `max_length`, which counts the prompt."
+            )
         if self.max_new_tokens is not None and self.max_length is not None:
-            raise broken_rule("set exactly one of `max_new_tokens` and `max_length`, not both", "max_length")
+            raise broken_rule(
+                "there are two limits, `max_new_tokens` and `max_length`", "Set exactly one of them.", "max_length"
+            )
         limit = self.max_new_tokens or self.max_length
         if self.min_new_tokens and limit and self.min_new_tokens > limit:
             message = f"`min_new_tokens` ({self.min_new_tokens}) must not be above the limit of {limit} tokens"
-            raise broken_rule(message, "min_new_tokens")
+            raise broken_rule(message, "Lower it, or raise the limit.", "min_new_tokens")
         return self
 
 
@@ -313,7 +322,7 @@ class BeamSearch(Drawing):
             message = (
                 f"`num_return_sequences` ({self.num_return_sequences}) must not be above `num_beams` ({self.num_beams})"
             )
-            raise broken_rule(message, "num_return_sequences")
+            raise broken_rule(message, "Lower it, or raise `num_beams`.", "num_return_sequences")
         return self
 
     @model_validator(mode="after")
@@ -321,7 +330,7 @@ class BeamSearch(Drawing):
         for key in SAMPLERS:
             if not self.do_sample and getattr(self, key) != type(self).model_fields[key].default:
                 message = f"`{key}` has no effect without `do_sample: true`: beams take the best candidates otherwise"
-                raise broken_rule(message, key)
+                raise broken_rule(message, "Set that, or leave it out.", key)
         return self
 
     @model_validator(mode="after")
@@ -331,10 +340,10 @@ class BeamSearch(Drawing):
             if self.num_beam_groups is None:
                 there, missing = missing, there
             message = f"`{there}` needs `{missing}`: groups differ only by the penalty, which acts only between groups"
-            raise broken_rule(message, there)
+            raise broken_rule(message, "Set both or neither.", there)
         if self.num_beam_groups and self.num_beams % self.num_beam_groups:
             message = f"`num_beams` ({self.num_beams}) must be a multiple of `num_beam_groups` ({self.num_beam_groups})"
-            raise broken_rule(message, "num_beam_groups")
+            raise broken_rule(message, "Change one of them.", "num_beam_groups")
         return self
 
     @model_validator(mode="after")
@@ -348,8 +357,8 @@ class BeamSearch(Drawing):
         chosen = [key for key, (_, is_set) in kinds.items() if is_set]
         if len(chosen) > 1 and chosen != ["force_words", "force_words_ids"]:
             first, second = chosen[:2]
-            message = f"`{first}` {kinds[first][0]} and `{second}` {kinds[second][0]}: use one of them in a strategy"
-            raise broken_rule(message, second)
+            message = f"`{first}` {kinds[first][0]} and `{second}` {kinds[second][0]}"
+            raise broken_rule(message, "Use one of them in a strategy.", second)
         return self
 
 
@@ -381,7 +390,7 @@ class NextToken(Processed):
         for key in ("frequency_penalty", "presence_penalty", "exponential_decay_length_penalty"):
             if getattr(self, key) is not None:
                 message = f"`{key}` has no effect under `type: next_token`: it acts on what was generated before a step"
-                raise broken_rule(message, key)
+                raise broken_rule(message, "Leave it out.", key)
         return self
 
 
@@ -402,7 +411,7 @@ class Score(Named):
     def _what_is_given(self) -> Self:
         if self.target_column is not None and self.add_bos is not None:
             message = "`add_bos` has no meaning with `target_column`: there the prompt comes before the scored tokens"
-            raise broken_rule(message, "add_bos")
+            raise broken_rule(message, "Leave it out.", "add_bos")
         return self
 
 
@@ -434,6 +443,18 @@ def num_slots(strategy: Decoding) -> int:
         case _:
             rows = 1
     return rows * (2 if is_guided(strategy) else 1)
+
+
+@lru_cache(maxsize=4096)
+def kind(strategy: Decoding) -> Decoding:
+    """One and the same object for all strategies that differ in nothing but their name and where they end."""
+    limits = {"max_new_tokens", "max_length"} & type(strategy).model_fields.keys()
+    return _first_equal(strategy.model_copy(update={"name": ""} | dict.fromkeys(limits)))
+
+
+@lru_cache(maxsize=4096)
+def _first_equal(strategy: Decoding) -> Decoding:
+    return strategy
 
 
 def max_steps(strategy: Decoding, num_prompt_tokens: int) -> int:

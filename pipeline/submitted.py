@@ -29,8 +29,8 @@ def check_output(path: str, environ: Mapping[str, str]) -> None:
     if MARK in environ and "://" not in path and not os.path.isabs(path):
         raise ConfigError(
             f"output.path must not be relative in a submitted job, but is {path!r}: it would lie in the job's working "
-            f"directory, {os.getcwd()}, which Ray deletes. Use a URL such as s3://bucket/out, or an absolute path in a "
-            "folder that all nodes share."
+            f"directory, {os.getcwd()}, which Ray deletes.",
+            "Use a URL such as s3://bucket/out, or an absolute path in a folder that all nodes share.",
         )
 
 

@@ -89,12 +89,17 @@ def scan_csv(path: str, name: str) -> TextScan:
         for record in records:
             index.add(record)
             if b"\n" in record.data and isinstance(row := _parse_csv(record, names, name), RowError):
-                raise InputError(f"a quote opens a field and swallows lines: {row.message}. Mend the quotes there.")
+                raise InputError(f"a quote opens a field and swallows lines: {row.message}.", "Mend the quotes there.")
     return TextScan(names, index.num_rows, digest.hexdigest(), index.pack(), {})
 
 
-def scan_jsonl(path: str, name: str, kept: Collection[str]) -> TextScan:
+def scan_jsonl(path: str, name: str, kept: Collection[str] | None) -> TextScan:
     """Keys, number of records, digest and index of a JSONL file, and the types of the kept columns over all of it.
+
+    Args:
+        path: of the file.
+        name: of the file in messages.
+        kept: columns whose types are found out; None for all there are.
 
     Raises:
         InputError: a kept column holds types that do not go together, or no line is an object.
@@ -109,11 +114,11 @@ def scan_jsonl(path: str, name: str, kept: Collection[str]) -> TextScan:
             if isinstance(row, RowError):
                 continue
             names.update(dict.fromkeys(row))
-            for column in kept:
+            for column in row if kept is None else kept:
                 if column in row:
                     types[column] = _widened(types.get(column), row[column], column, record.line, name)
     if index.num_rows and not names:
-        raise InputError(f"no line of {name} is a JSON object with keys. Write one object per line.")
+        raise InputError(f"no line of {name} is a JSON object with keys.", "Write one object per line.")
     return TextScan(tuple(names), index.num_rows, digest.hexdigest(), index.pack(), types)
 
 
@@ -137,8 +142,8 @@ def agree(a: Typed, b: Typed, column: str) -> Typed:
         merged = _merge(a.type, b.type)
     except _TypeClashError as error:
         raise InputError(
-            f"column `{column}` has values that do not go together: {error} ({a.place}, {b.place}). "
-            "Use one type for it, or leave it out of input.keep_columns."
+            f"column `{column}` has values that do not go together: {error} ({a.place}, {b.place}).",
+            "Use one type for it, or leave it out of input.keep_columns.",
         ) from None
     return a if merged == a.type else Typed(merged, b.place)
 
@@ -164,8 +169,8 @@ def _records(lines: Iterable[bytes], name: str, quoted: bool, offset: int = 0, l
         parts, size, offset, first_line = [], 0, offset + size, line
     if is_open:
         raise InputError(
-            f'a `"` in the record at line {first_line} of {name} is never closed. '
-            'Quote the field, and write a quote inside it as `""`.'
+            f'a `"` in the record at line {first_line} of {name} is never closed.',
+            'Quote the field, and write a quote inside it as `""`.',
         )
 
 
@@ -233,7 +238,7 @@ def _header(record: Record, name: str) -> tuple[str, ...]:
         return tuple(_fields(record.data))
     except csv.Error as error:
         raise InputError(
-            f"the header of {name} is not a CSV record: {error}. The first line must name the columns."
+            f"the header of {name} is not a CSV record: {error}.", "Name the columns in the first line."
         ) from None
 
 
@@ -245,7 +250,8 @@ def _widened(known: Typed | None, value: Any, column: str, line: int, name: str)
             return known
     except _TypeClashError as error:
         raise InputError(
-            f"column `{column}` has {error} (line {line} of {name}). Change it, or leave it out of input.keep_columns."
+            f"column `{column}` has {error} (line {line} of {name}).",
+            "Change it, or leave it out of input.keep_columns.",
         ) from None
     seen = Typed(type_, f"line {line} of {name}")
     return agree(known, seen, column) if known else seen

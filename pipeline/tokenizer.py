@@ -17,6 +17,8 @@ from tokenizers import decoders, models, pre_tokenizers
 from pipeline.errors import ModelError
 from pipeline.stops import find_stop
 
+USE_ITS_OWN = "Put the files of the checkpoint's own tokenizer there."
+
 
 class Tokenizer:
     """A GPT-2 tokenizer read from a checkpoint folder.
@@ -38,7 +40,9 @@ class Tokenizer:
         """
         self._tokenizer = _read(folder)
         if not isinstance(self._tokenizer.decoder, decoders.ByteLevel):
-            raise ModelError(f"the tokenizer in {folder} is not a byte-level BPE: it has no ByteLevel decoder.")
+            raise ModelError(
+                f"the tokenizer in {folder} is not a byte-level BPE: it has no ByteLevel decoder.", USE_ITS_OWN
+            )
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # their names in a text are text
@@ -46,7 +50,8 @@ class Tokenizer:
         if vocabulary and max(vocabulary.values()) >= vocab_size:
             raise ModelError(
                 f"the tokenizer in {folder} knows ids up to {max(vocabulary.values())}, but the model has only "
-                f"{vocab_size} tokens. They do not belong together."
+                f"{vocab_size} tokens.",
+                USE_ITS_OWN,
             )
         added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
         self.tokens: list[str | None] = [None] * vocab_size
@@ -120,8 +125,8 @@ def _read(folder: Path) -> Any:
                 tokenizer.add_special_tokens(["<|endoftext|>"])
             return tokenizer
     except Exception as error:  # the library raises plain Exception
-        raise ModelError(f"the tokenizer in {folder} cannot be read: {error}") from error
-    raise ModelError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt.")
+        raise ModelError(f"the tokenizer in {folder} cannot be read: {error}.", "Get its files again.") from error
+    raise ModelError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt.", USE_ITS_OWN)
 
 
 def _to_bytes(token: str, folder: Path) -> bytes:
@@ -129,7 +134,7 @@ def _to_bytes(token: str, folder: Path) -> bytes:
         return bytes(_BYTES[character] for character in token)
     except KeyError as error:
         raise ModelError(
-            f"the tokenizer in {folder} is not a byte-level BPE: token {token!r} is not made of bytes."
+            f"the tokenizer in {folder} is not a byte-level BPE: token {token!r} is not made of bytes.", USE_ITS_OWN
         ) from error
 
 

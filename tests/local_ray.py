@@ -1,7 +1,8 @@
-"""A Ray of this machine alone, quiet, for as long as a test needs it."""
+"""A Ray of this machine alone, quiet, for as long as a test needs it; and ports for one."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,3 +24,10 @@ def local_ray(num_cpus: int, num_gpus: int = 0, **system_config: Any) -> Iterato
     )
     yield
     ray.shutdown()
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -13,7 +13,18 @@ from benchmarks.machine import RESULTS
 from pipeline.faults import STEPS
 from pipeline.storage import LocalFolder
 from tests.chaos.play import WrongError, check_state, collected, documents, play
-from tests.chaos.scenarios import CORE_FILES, FAMILIES, FILES, OBJECT_STEPS, PARTS, Kill, Scenario, Start, scenarios
+from tests.chaos.scenarios import (
+    CORE_FILES,
+    FAMILIES,
+    FILES,
+    OBJECT_STEPS,
+    OBJECT_STORES,
+    PARTS,
+    Kill,
+    Scenario,
+    Start,
+    scenarios,
+)
 from tests.chaos.world import World, world
 from tests.flows import make_job, run_echo, write_prompts
 
@@ -51,7 +62,7 @@ def test_two_hundred_runs_go_through_every_step_of_every_file_and_every_kind_of_
     assert len(chosen) >= 200
     assert {scenario.family for scenario in chosen} == set(FAMILIES)
     moments = {
-        (kill.victim, scenario.store, kill.moment)
+        (kill.victim, "disk" if scenario.store == "disk" else "objects", kill.moment)
         for scenario in chosen
         for start in scenario.starts
         for kill in start.kills
@@ -59,6 +70,7 @@ def test_two_hundred_runs_go_through_every_step_of_every_file_and_every_kind_of_
     assert {("driver", "disk", f"{key}:{step}") for key in FILES for step in STEPS} <= moments
     assert {("driver", "objects", f"{key}:{step}") for key in CORE_FILES for step in OBJECT_STEPS} <= moments
     assert {("replica", "disk", f"data/*:{step}") for step in STEPS} <= moments
+    assert {scenario.store for scenario in chosen} == {"disk", *OBJECT_STORES}
     assert {victim for victim, _, _ in moments} == {"driver", "rival", "replica", "raylet", "cluster", "everything"}
 
 

@@ -155,11 +155,13 @@ def test_every_file_of_split_weights_has_a_digest(folder: Path) -> None:
 @pytest.mark.parametrize(("type_", "shown"), [("llama", "llama"), (..., "None")])
 def test_another_architecture_is_refused(folder: Path, type_: Any, shown: str) -> None:
     change(folder / "config.json", model_type=type_)
-    assert refusal(folder) == f"model `{folder}` has model_type `{shown}`; only gpt2, its sizes and fine-tunes run."
+    assert refusal(folder) == (
+        f"model `{folder}` has model_type `{shown}`; only gpt2, its sizes and fine-tunes run. Give one of these."
+    )
 
 
 def test_a_folder_without_a_config_is_refused_with_what_it_holds(tmp_path: Path) -> None:
-    expected = f"config.json is missing in {tmp_path}; found nothing. Is it a checkpoint folder?"
+    expected = f"config.json is missing in {tmp_path}; found nothing. Give the folder of a checkpoint."
     assert refusal(tmp_path) == expected
     for name in ("b.txt", "a.txt"):
         (tmp_path / name).touch()
@@ -175,14 +177,17 @@ def test_a_damaged_json_file_is_refused_by_name(folder: Path, file: str, content
 
 def test_a_config_that_is_no_object_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text("[1]")
-    assert refusal(folder) == f"{folder / 'config.json'} must hold a JSON object, but holds a list."
+    assert refusal(folder) == f"{folder / 'config.json'} must hold a JSON object, but holds a list. Get it again."
 
 
 @pytest.mark.parametrize("key", ["n_positions", "vocab_size"])
 @pytest.mark.parametrize("value", [None, 0, "768", 12.5, True])
 def test_a_size_that_is_no_count_is_refused(folder: Path, key: str, value: Any) -> None:
     change(folder / "config.json", **{key: value})
-    assert refusal(folder) == (f"`{key}` in {folder / 'config.json'} must be a whole number above 0, but is {value!r}.")
+    assert refusal(folder) == (
+        f"`{key}` in {folder / 'config.json'} must be a whole number above 0, but is {value!r}. "
+        "Set it to what the weights have."
+    )
 
 
 @pytest.mark.parametrize("key", ["eos_token_id", "bos_token_id"])
@@ -206,14 +211,14 @@ def test_a_small_vocabulary_without_special_tokens_of_its_own_is_refused(folder:
 def test_weights_in_pickles_only_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert refusal(folder) == (
-        f"model `{folder}` has only pytorch_model.bin, a pickle, which can run code when loaded. Weights must be "
+        f"model `{folder}` has only pytorch_model.bin, a pickle, which can run code when loaded. Give "
         "safetensors: load it once with transformers where you trust it, and save_pretrained() it to a new folder."
     )
 
 
 def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    assert refusal(folder).startswith(f"model `{folder}` has no weights. Weights must be safetensors: ")
+    assert refusal(folder).startswith(f"model `{folder}` has no weights. Give safetensors: ")
 
 
 @pytest.mark.parametrize(
@@ -337,13 +342,18 @@ def test_a_hub_model_is_downloaded_without_code_or_pickles_and_found_again_offli
 def test_an_unknown_revision_is_named(tmp_path: Path) -> None:
     with serving(Hub) as endpoint:
         said = ask("v9", HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path))
-    assert said == f"model `{NOBODYS}` has no revision `v9` on the hub."
+    assert (
+        said == f"model `{NOBODYS}` has no revision `v9` on the hub. Set model.revision to one it has, or leave it out."
+    )
 
 
 def test_a_model_the_hub_does_not_know_is_named(tmp_path: Path) -> None:
     with serving(type("Empty", (Hub,), {"has_model": False})) as endpoint:
         said = ask(HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path))
-    assert said == f"model `{NOBODYS}` is neither a local folder nor a model on the hub that you may read."
+    assert said == (
+        f"model `{NOBODYS}` is neither a local folder nor a model on the hub that you may read. "
+        "Check the name, or log in with `hf auth login`."
+    )
 
 
 def test_a_proxy_that_refuses_is_an_unreachable_hub(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,11 +19,11 @@ import ray
 import torch
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
 
-from pipeline import job
+from pipeline import health, job
 from pipeline.cluster import IDLE_GPU, KILLED, NO_MEMORY, RayExecutor, RayPool, Replica, cause_of
 from pipeline.config import Job, RunConfig
 from pipeline.dispatch import Dispatcher
-from pipeline.errors import ConfigError, ModelError, StoppedError, StorageError
+from pipeline.errors import ClusterError, ConfigError, ModelError, StoppedError, StorageError
 from pipeline.ledger import Ledger
 from pipeline.plan import make_plan
 from pipeline.records import Request, Response, RowError
@@ -121,6 +122,46 @@ def test_a_replica_killed_mid_shard_is_replaced_and_the_bytes_are_the_same(sourc
     job.run(work, on_ray(work, replicas=2), engine_maker=partial(dying, tmp_path / "marker", 2))
     assert (tmp_path / "marker").stat().st_size > 2
     assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "undisturbed")
+
+
+class DoomedEngine(EchoEngine):
+    """Kills its process whatever it is to do, as long as the fault is there."""
+
+    def __init__(self, fault: Path) -> None:
+        self.fault = fault
+
+    def generate(self, requests: Sequence[Request]) -> list[Response]:
+        if self.fault.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().generate(requests)
+
+
+def doomed(fault: Path, _setup: Setup, _tokenizer: Tokenizer) -> DoomedEngine:
+    return DoomedEngine(fault)
+
+
+def test_where_every_replica_dies_the_run_stops_with_the_causes_and_goes_on_when_the_fault_is_gone(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "MOST_DEATHS", 6)  # not 20, with minutes of pauses
+    monkeypatch.setattr(health, "LONGEST_DELAY_S", 0.0)
+    fault, out = tmp_path / "fault", tmp_path / "out"
+    fault.touch()
+    work = make_job(source, out)
+    with pytest.raises(ClusterError) as caught:
+        job.run(work, on_ray(work, replicas=2), engine_maker=partial(doomed, fault))
+    assert caught.value.exit_code == 4
+    assert re.match(
+        r"replicas died 6 times in a row \(6 killed_replica\) and nothing was done in between, last on input rows? .*"
+        r"Finished parts are kept\. Look at the memory and the logs of the nodes, then run the same command again\.$",
+        str(caught.value),
+    )
+    assert sorted(path.name for path in out.iterdir()) == ["_plan.json", "_tmp", "_vocab.parquet", "data"]
+    assert part_bytes(out) == {}
+    fault.unlink()
+    job.run(work, on_ray(work, replicas=2), engine_maker=partial(doomed, fault))
+    run_echo(make_job(source, tmp_path / "undisturbed"))
+    assert part_bytes(out) == part_bytes(tmp_path / "undisturbed")
 
 
 class FragileEngine(EchoEngine):
@@ -231,7 +272,7 @@ def test_sigterm_lets_the_shards_under_way_finish_and_the_job_goes_on_later(sour
     work = make_job(source, tmp_path / "out")
     before = signal.getsignal(signal.SIGTERM)
     stop = Listener(lambda _part: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(StoppedError, match="Finished parts are kept; it is safe to run the same command again"):
+    with pytest.raises(StoppedError, match=r"kept\. Run the same command again to resume"):
         job.run(work, on_ray(work, replicas=1), stop, engine_maker=echo)
     assert signal.getsignal(signal.SIGTERM) is before
     assert 1 <= len(part_bytes(tmp_path / "out")) < 7
@@ -271,7 +312,7 @@ class Listener:
 
 
 def no_model(_setup: Setup, _tokenizer: Tokenizer) -> EchoEngine:
-    raise ModelError("checkpoint x does not fit")
+    raise ModelError("checkpoint x does not fit.", "Save it again.")
 
 
 def test_a_model_that_does_not_load_on_the_replica_is_that_error_at_once(source: Path, tmp_path: Path) -> None:
@@ -281,7 +322,7 @@ def test_a_model_that_does_not_load_on_the_replica_is_that_error_at_once(source:
 
 
 def no_disk(_setup: Setup, _tokenizer: Tokenizer) -> EchoEngine:
-    raise StorageError("cannot write or read data/part-00000.parquet: No space left on device.")
+    raise StorageError("cannot write or read data/part-00000.parquet: No space left on device.", "Free some.")
 
 
 def test_a_full_disk_on_the_replica_is_a_storage_error(source: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_the_column_is_prompt_unless_another_source_is_named(given: dict[str, An
 def test_prompts_have_one_source() -> None:
     given = {"path": "a", "prompt_column": "text", "prompt_template": "Q: {q}", "token_ids_column": "ids"}
     what = (
-        "set one of `prompt_column`, `prompt_template`, `token_ids_column`, "
+        "prompts come from one of `prompt_column`, `prompt_template`, `token_ids_column`, "
         "not `prompt_column` and `prompt_template` and `token_ids_column`"
     )
     assert errors(input=given) == [(what, ("input", "token_ids_column"))]

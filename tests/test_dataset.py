@@ -278,19 +278,24 @@ def test_what_cannot_be_found_or_has_no_known_format_is_refused(
         Path(name).touch()
     Path("empty").mkdir()
 
-    assert error("no.parquet") == f"`input.path` is no.parquet, but there is no such file or folder from {tmp_path}."
-    assert error("no-*.parquet") == "the glob no-*.parquet (input.path) matches no files."
-    assert error("em*") == "the glob em* (input.path) matches no files, only folders; add `/*.parquet` or the like."
+    assert (
+        error("no.parquet")
+        == f"`input.path` is no.parquet, but there is no such file or folder from {tmp_path}. Check the name."
+    )
+    assert error("no-*.parquet") == "the glob no-*.parquet (input.path) matches no files. Check the name."
+    assert error("em*") == "the glob em* (input.path) matches no files, only folders. Add `/*.parquet` or the like."
     known = ".parquet, .pq, .arrow, .feather, .ipc, .jsonl, .ndjson, .csv"
-    assert error("empty") == f"the folder empty (input.path) holds no {known} file; it is empty."
-    assert error("text") == f"the folder text (input.path) holds no {known} file; it holds `e.md`."
+    assert error("empty") == f"the folder empty (input.path) holds no {known} file; it is empty. Give another."
+    assert error("text") == f"the folder text (input.path) holds no {known} file; it holds `e.md`. Give another."
     assert error("a.json") == (
         f"{tmp_path}/a.json (input.path) is JSON. Write one object per line into a .jsonl file instead."
     )
     compressed = "(input.path) is compressed, so ranges of it cannot be read. Decompress it, or use Parquet."
     assert error("b.csv.gz") == f"{tmp_path}/b.csv.gz {compressed}"
     assert error("sub") == f"{tmp_path}/sub/d.csv.zst {compressed}"
-    assert error("c.*") == f"the format of {tmp_path}/c.txt (input.path) is unknown. Known names: {known}."
+    assert error("c.*") == (
+        f"the format of {tmp_path}/c.txt (input.path) is unknown. Give a file of a known one: {known}."
+    )
     assert error("s3://bucket/x.parquet") == (
         "`input.path` is s3://bucket/x.parquet, but only local paths and hf:// can be read. "
         "Mount or copy the data, and give its path."
@@ -308,7 +313,7 @@ def test_mixed_formats_are_refused(tmp_path: Path) -> None:
 def test_an_input_without_rows_is_refused(tmp_path: Path) -> None:
     path = parquet(tmp_path, prompt=pa.array([], pa.string()))
 
-    assert error(path) == f"`input.path` has no rows (1 files, the first {path})."
+    assert error(path) == f"`input.path` has no rows (1 files, the first {path}). Point it at data that has."
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
@@ -333,7 +338,7 @@ def test_a_file_that_changed_or_vanished_after_the_scan_is_refused_at_read(tmp_p
     with pytest.raises(InputError, match=r"a\.parquet has changed since the job was planned"):
         read(dataset, 0, 1)
     path.unlink()
-    with pytest.raises(InputError, match="Every machine must see the input under the same path"):
+    with pytest.raises(InputError, match="Make every machine see the input under the same path"):
         read(dataset, 0, 1)
 
 

@@ -15,13 +15,13 @@ import torch
 from scipy import stats
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pipeline.engine import GPT2, Engine
-from pipeline.engine.cache import SlotCache
+from pipeline.engine import GPT2, Engine, native
+from pipeline.engine.cache import Memory, SlotCache
 from pipeline.engine.model import States
 from pipeline.records import Completion, Request, Response, RowError
 from pipeline.strategies import BeamSearch, Greedy, NextToken, Sampling, Strategy
 from tests.distributions import distribution
-from tests.models import engine_for, random_model
+from tests.models import engine_for, random_model, uneven_prompts
 
 EOS = 7
 SUCCESSORS = [1, 2, 3, 4, 5, 6, EOS, 0]  # 0 1 2 3 4 5 6 EOS, and around
@@ -521,9 +521,9 @@ class Watched(GPT2):
         self.prefills: list[list[tuple[int, ...]]] = []
         self.caches: list[tuple[int, int]] = []
 
-    def new_cache(self, slots: int, positions: int) -> SlotCache:
+    def new_cache(self, slots: int, positions: int, memory: Memory | None = None) -> SlotCache:
         self.caches.append((slots, positions))
-        return super().new_cache(slots, positions)
+        return super().new_cache(slots, positions, memory)
 
     def prefill(
         self, cache: SlotCache, first_slot: int, prompts: Sequence[tuple[int, ...]], early: Collection[int] = ()
@@ -609,10 +609,36 @@ def test_cache_bytes_limit_the_slots_but_never_below_one_prompt_with_its_beams()
 class Small(GPT2):
     """A model on a device with memory for two slots."""
 
-    def new_cache(self, slots: int, positions: int) -> SlotCache:
+    def new_cache(self, slots: int, positions: int, memory: Memory | None = None) -> SlotCache:
         if slots > 2:
             raise torch.OutOfMemoryError
-        return super().new_cache(slots, positions)
+        return super().new_cache(slots, positions, memory)
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_what_an_earlier_call_left_in_memory_changes_nothing(is_plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if is_plain:
+        monkeypatch.setattr(native, "kernels", lambda: None)
+    prompts = uneven_prompts(9, vocab_size=50)
+    few, many = (
+        [(prompt, each) for prompt in some for each in (greedy(), sampling(), beams())]
+        for some in (prompts[:4], prompts)
+    )
+    engine = engine_for(random_model(vocab_size=50), max_slots=6)
+    first = run(engine, *many)
+    assert len(in_numbers(first)) == 27
+    assert in_numbers(run(engine, *few)) == in_numbers(run(engine_for(random_model(vocab_size=50), max_slots=6), *few))
+    assert in_numbers(run(engine, *many)) == in_numbers(first)
+
+
+def in_numbers(responses: Sequence[Response]) -> list[str]:
+    """All that is recorded of all completions, the same where every bit is."""
+    return [
+        repr([np.asarray(getattr(done, field.name)).tolist() for field in fields(done)])
+        for response in responses
+        if not isinstance(response.completions, RowError)
+        for done in response.completions
+    ]
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:

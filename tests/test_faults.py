@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline import faults
-from tests.flows import write_prompts
+from pipeline.errors import StorageError
+from pipeline.storage import LocalFolder
+from tests.flows import make_job, part_bytes, run_echo, write_prompts
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ["The quiet fox", "Every bee", None, "I skip across the", "Today", "Every bee", "x" * 2000]
@@ -187,6 +193,32 @@ def test_a_read_only_output_is_said_and_left_as_it_is_and_a_finished_one_is_stil
         f"4 cannot write or read OUT/_tmp/driver-00001.json: {advice}",
         "finished before: True",
     ]
+
+
+@pytest.mark.parametrize("answer", ["exists", "made, error", "error"])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_whatever_nfs_answers_to_the_link_of_any_file_the_run_or_the_next_one_is_as_undisturbed(
+    source: Path, tmp_path: Path, answer: str, code: int
+) -> None:
+    run_echo(make_job(source, tmp_path / "undisturbed"))
+    for number in range(len(FILES)):
+        out, answers = tmp_path / str(number), iter([""] * number + [answer])
+
+        def link(temporary: Path, final: Path, answers: Iterator[str] = answers) -> None:
+            answered = next(answers, "")
+            if answered != "error":
+                os.link(temporary, final)
+            if answered:
+                answered_code = errno.EEXIST if answered == "exists" else code
+                raise OSError(answered_code, os.strerror(answered_code))
+
+        with contextlib.nullcontext() if answer == "exists" else pytest.raises(StorageError, match=os.strerror(code)):
+            run_echo(make_job(source, out), open_output=lambda path, link=link: LocalFolder(Path(path), link))
+        is_there = FILES[: number + (answer != "error")]
+        assert (out / "_SUCCESS").exists() is (answer == "exists" or FILES[-1] in is_there)
+        run_echo(make_job(source, out))
+        assert part_bytes(out) == part_bytes(tmp_path / "undisturbed")
+        assert (out / "_SUCCESS").exists()
 
 
 def test_an_output_without_permission_is_said_and_nothing_is_made(tmp_path: Path) -> None:

@@ -137,41 +137,61 @@ def test_the_names_stand_in_plan_manifest_and_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "what"),
+    ("strategy", "what", "way_out"),
     [
-        ({"grid": {}}, "`grid` must give keys their lists of values, as {temperature: [0.5, 1.0]}, but is {}"),
-        ({"grid": [1]}, "`grid` must give keys their lists of values, as {temperature: [0.5, 1.0]}, but is [1]"),
-        ({"grid": {"top_p": 0.5}}, "`grid.top_p` must be a non-empty list of values, but is 0.5"),
-        ({"grid": {"top_p": []}}, "`grid.top_p` must be a non-empty list of values, but is []"),
-        ({"grid": {"name": ["a"]}}, "`grid` cannot vary `name`: it is made of the values"),
+        (
+            {"grid": {}},
+            "`grid` must give keys their lists of values, but is {}",
+            "Write it as {temperature: [0.5, 1.0]}.",
+        ),
+        (
+            {"grid": [1]},
+            "`grid` must give keys their lists of values, but is [1]",
+            "Write it as {temperature: [0.5, 1.0]}.",
+        ),
+        (
+            {"grid": {"top_p": 0.5}},
+            "`grid.top_p` must be a non-empty list of values, but is 0.5",
+            "Write them as [1, 2].",
+        ),
+        (
+            {"grid": {"top_p": []}},
+            "`grid.top_p` must be a non-empty list of values, but is []",
+            "Write them as [1, 2].",
+        ),
+        ({"grid": {"name": ["a"]}}, "`grid` cannot vary `name`: it is made of the values", "Leave it out there."),
         (
             {"grid": {"type": ["greedy"]}},
             "`grid` cannot vary `type`: each type has keys of its own, so write a strategy for each",
+            "Leave it out there.",
         ),
-        ({"grid": {"grid": [1]}}, "`grid` cannot vary `grid`: it holds keys of its strategy"),
+        ({"grid": {"grid": [1]}}, "`grid` cannot vary `grid`: it holds keys of its strategy", "Leave it out there."),
         (
             {"grid": {"max_new_tokens": [5]}},
-            "`max_new_tokens` is in the strategy and in its `grid`: keep one of them",
+            "`max_new_tokens` is in the strategy and in its `grid`",
+            "Keep one of them.",
         ),
         (
             {"grid": {"top_p": [0.5, 0.9, 0.5]}},
             "`grid.top_p` makes two names with `0.5`, but names must be unique",
+            "Take one of the two values out.",
         ),
         (
             {"grid": {key: list(range(1, 12)) for key in ("top_k", "temperature", "no_repeat_ngram_size")}},
             "a `grid` makes at most 1,000 strategies, but this one 1,331",
+            "Give it fewer values.",
         ),
         (
             {"name": "n" * 50, "grid": {"temperature": [1, 0.25]}},
-            f"the name `{'n' * 50}-temperature0.25`, which this `grid` makes, has 66 characters: shorten `name`, "
-            "for at most 64 are allowed",
+            f"the name `{'n' * 50}-temperature0.25`, which this `grid` makes, has 66 characters, and may have 64",
+            "Shorten `name`.",
         ),
     ],
 )
-def test_a_grid_that_makes_no_strategies_is_refused(strategy: dict[str, Any], what: str) -> None:
+def test_a_grid_that_makes_no_strategies_is_refused(strategy: dict[str, Any], what: str, way_out: str) -> None:
     message = refusal(parse_job, values(NEXT, NUCLEUS | strategy))
     name = strategy.get("name", "nucleus")
-    assert message == f"error: {what}\n --> strategies[1] ({name})\n\n1 error. Nothing was started."
+    assert message == f"error: {what}\n --> strategies[1] ({name})\n{way_out}\n\n1 error. Nothing was started."
 
 
 def test_a_name_that_a_grid_makes_must_not_be_anothers(load: Load) -> None:
@@ -232,7 +252,7 @@ def test_a_name_that_a_grid_makes_must_not_be_anothers(load: Load) -> None:
         ),
         (
             "    max_length: 5",
-            "error: set exactly one of `max_new_tokens` and `max_length`, not both\n"
+            "error: there are two limits, `max_new_tokens` and `max_length`\n"
             " --> job.yaml:10:17, strategies[0] (nucleus-temperature0.4)\n",
         ),
     ],

@@ -85,7 +85,7 @@ def test_damage_by_a_change_during_the_reading_is_told_as_the_change(source: Pat
 
     def read_badly() -> None:
         rewrite(source, "row 5", "row 9")
-        raise InputError("cannot be read as jsonl")
+        raise InputError("cannot be read as jsonl.", "Mend it.")
 
     with pytest.raises(InputError, match="has changed since") as caught, unchanged(file):
         read_badly()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 from jsonschema.exceptions import best_match
+from ruamel.yaml import YAML
 
 from pipeline.config import InputConfig, Job, ModelConfig, OutputConfig, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.jobfile import json_schema, load_job, parse_job
+from pipeline.jobfile_examples import EXAMPLES
 from pipeline.jobfile_schema import strategy_types
 from pipeline.reasons import DOES, SO
 from pipeline.strategies import BeamSearch, ContrastiveSearch, Dola, Greedy, NextToken, Sampling, Score
 
+ROOT = Path(__file__).parent.parent
 JOB = """\
 model: demo
 input:
@@ -299,15 +302,17 @@ run: {replicas: "2"}
         "  |          ^^^^\n"
         "Leave it out for the default, `10`.\n"
         "\n"
-        "error: set exactly one of `max_new_tokens` and `max_length`, not both\n"
+        "error: there are two limits, `max_new_tokens` and `max_length`\n"
         " --> job.yaml:10:17, strategies[0] (both)\n"
         "10 |     max_length: 40\n"
         "   |                 ^^\n"
+        "Set exactly one of them.\n"
         "\n"
-        "error: set `max_new_tokens`, or `max_length`, which counts the prompt\n"
+        "error: there is no limit of length\n"
         " --> job.yaml:11:5, strategies[1] (both)\n"
         "11 |   - name: both\n"
         "   |     ^^^^^^^^^^\n"
+        "Set `max_new_tokens`, or `max_length`, which counts the prompt.\n"
         "\n"
         "error: `run.replicas` must be `auto` or an integer of at least 1, but is '2'\n"
         " --> job.yaml:13:17\n"
@@ -370,7 +375,7 @@ def test_errors_of_a_dict_have_no_file_but_name_the_strategy() -> None:
             "greedy",
             "1: 2",
             "a key must be a string, but is 1",
-            "",
+            "Write it in quotes.",
         ),
         (
             "sampling",
@@ -460,7 +465,7 @@ def test_errors_of_a_dict_have_no_file_but_name_the_strategy() -> None:
             "greedy",
             "min_new_tokens: 21",
             "`min_new_tokens` (21) must not be above the limit of 20 tokens",
-            "",
+            "Lower it, or raise the limit.",
         ),
     ],
 )
@@ -583,7 +588,7 @@ def test_a_wrong_key_of_a_strategy_is_told_with_a_way_out(
             "name: nucleus",
             "name: greedy",
             "strategy names must be unique, but an earlier one is `greedy` too",
-            "",
+            "Rename one of them.",
         ),
     ],
 )
@@ -597,17 +602,17 @@ def test_a_wrong_key_anywhere_is_told_with_a_way_out(load: Load, old: str, new: 
         (
             "temperature: 2",
             "`temperature` has no effect without `do_sample: true`: beams take the best candidates otherwise",
-            "",
+            "Set that, or leave it out.",
         ),
         (
             "num_return_sequences: 4",
             "`num_return_sequences` (4) must not be above `num_beams` (3)",
-            "",
+            "Lower it, or raise `num_beams`.",
         ),
         (
             "forced_eos_token_id: 3\n  suppress_tokens: [2, 3]",
             "`forced_eos_token_id` forces token 3, which `suppress_tokens` bans",
-            "",
+            "Take it out of one of them.",
         ),
         (
             "early_stopping: always",
@@ -940,6 +945,7 @@ def test_one_beam_is_greedy() -> None:
             " --> job.yaml:3:7\n"
             "3 | output: b\n"
             "  |       ^\n"
+            "Indent with spaces, and put text with special characters in quotes.\n"
             "\n"
             "1 error. Nothing was started.",
         ),
@@ -950,6 +956,7 @@ def test_one_beam_is_greedy() -> None:
             " --> job.yaml:1:1\n"
             "1 | \tmodel: demo\n"
             "  | ^\n"
+            "Indent with spaces, and put text with special characters in quotes.\n"
             "\n"
             "1 error. Nothing was started.",
         ),
@@ -959,6 +966,7 @@ def test_one_beam_is_greedy() -> None:
             " --> job.yaml:2:1\n"
             "2 | ---\n"
             "  | ^\n"
+            "Indent with spaces, and put text with special characters in quotes.\n"
             "\n"
             "1 error. Nothing was started.",
         ),
@@ -969,6 +977,7 @@ def test_one_beam_is_greedy() -> None:
             " --> job.yaml:1:8\n"
             "1 | model: !!python/object:os.system demo\n"
             "  |        ^\n"
+            "Indent with spaces, and put text with special characters in quotes.\n"
             "\n"
             "1 error. Nothing was started.",
         ),
@@ -978,6 +987,7 @@ def test_one_beam_is_greedy() -> None:
             " --> job.yaml:1:8\n"
             "1 | model: !!int demo\n"
             "  |        ^\n"
+            "Indent with spaces, and put text with special characters in quotes.\n"
             "\n"
             "1 error. Nothing was started.",
         ),
@@ -987,6 +997,7 @@ def test_one_beam_is_greedy() -> None:
             " --> job.yaml:2:3\n"
             "2 | # \N{REPLACEMENT CHARACTER}[31m\n"
             "  |   ^\n"
+            "Indent with spaces, and put text with special characters in quotes.\n"
             "\n"
             "1 error. Nothing was started.",
         ),
@@ -994,21 +1005,26 @@ def test_one_beam_is_greedy() -> None:
             "model: [demo\n",
             "error: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'\n"
             " --> job.yaml:2:1\n"
+            "Indent with spaces, and put text with special characters in quotes.\n"
             "\n"
             "1 error. Nothing was started.",
         ),
         (
             "[" * 1000,
-            "error: not valid YAML: maximum recursion depth exceeded\n --> job.yaml\n\n1 error. Nothing was started.",
+            "error: not valid YAML: maximum recursion depth exceeded\n"
+            " --> job.yaml\n"
+            "Indent with spaces, and put text with special characters in quotes.\n"
+            "\n"
+            "1 error. Nothing was started.",
         ),
         (
             "# nothing yet\n",
-            "error: job.yaml is empty\njobs/demo.yaml is one to start from.\n\n1 error. Nothing was started.",
+            "error: job.yaml is empty\nWrite one with `batchgen init DATA`.\n\n1 error. Nothing was started.",
         ),
         (
             "- model: demo\n",
             "error: job.yaml must hold keys, as `model: demo`, but is [{'model': 'demo'}]\n"
-            "jobs/demo.yaml is one to start from.\n"
+            "Write one with `batchgen init DATA`.\n"
             "\n"
             "1 error. Nothing was started.",
         ),
@@ -1022,7 +1038,7 @@ def test_a_missing_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     assert one_refusal(load_job, "jobs/job.yaml") == (
         "there is no file jobs/job.yaml",
-        "jobs/demo.yaml is one to start from.",
+        "Write one with `batchgen init DATA`.",
     )
 
 
@@ -1030,7 +1046,7 @@ def test_a_folder_is_refused_and_the_files_in_it_are_named(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     for name in ("b.yaml", "a.yml", "notes.txt"):
         (tmp_path / name).touch()
-    assert one_refusal(load_job, ".") == (". is a folder, not a job file", "It holds `a.yml`, `b.yaml`.")
+    assert one_refusal(load_job, ".") == (". is a folder, not a job file", "Give one of `a.yml`, `b.yaml`.")
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1038,7 +1054,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path, monkeypatch: pytest.M
     Path("prompts.parquet").write_bytes(b"PAR1\xff\xfe")
     assert one_refusal(load_job, "prompts.parquet") == (
         "prompts.parquet is not UTF-8 text: byte 0xff at 4",
-        "A job file is YAML; the prompts go under `input.path`.",
+        "Give a job file, which is YAML; the prompts go under `input.path`.",
     )
 
 
@@ -1053,7 +1069,7 @@ def test_what_is_no_dict_is_refused() -> None:
         "the job file must be a mapping with `model`, `input`, `output`, `strategies` "
         "(optional: `strategy_columns`, `seed`, `run`)"
     )
-    assert one_refusal(parse_job, []) == (f"{what}, but is []", "")
+    assert one_refusal(parse_job, []) == (f"{what}, but is []", "Write one with `batchgen init DATA`.")
 
 
 # How errors look
@@ -1206,7 +1222,7 @@ def test_an_item_of_a_plain_list_goes_by_its_index(load: Load) -> None:
     assert one_refusal(load, text, "input.path.2=c") == ("`input.path` has no item `2`", "There are 0, 1.")
     assert one_refusal(load, text, "strategies=[]", "strategies.0=c") == (
         "`strategies` has no item `0`",
-        "It is empty.",
+        "Add one to the file.",
     )
 
 
@@ -1343,6 +1359,41 @@ def test_every_property_is_described_and_no_other_is_allowed() -> None:
         key for schema in found for key, rules in schema["properties"].items() if not rules.get("description")
     ]
     assert undescribed == []
+
+
+def needs_examples(schema: Any, section: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key whose value is no choice, and its rules; not those of a grid, whose items are the strategy's own."""
+    for key, rules in schema.get("properties", {}).items():
+        is_choice = "enum" in rules or "const" in rules or "boolean" in str(rules.get("type", rules.get("anyOf")))
+        has_keys = section == "" and key in ("input", "output", "run")
+        if key != "grid" and not is_choice and not has_keys:
+            yield f"{section}{key}", rules
+        inside = [rules, rules.get("items", {}), *rules.get("anyOf", [])]
+        for each in inside if key not in ("grid", "strategies", "strategy_columns") else ():
+            yield from needs_examples(each, f"{section}{key}.")
+        for kind in rules.get("items", {}).get("allOf", []) if key == "strategies" else ():
+            yield from needs_examples(kind["then"])
+
+
+def test_every_key_that_is_no_choice_has_examples_that_keep_its_rules() -> None:
+    found = [*needs_examples(json_schema())]
+    assert [key for key, rules in found if not rules.get("examples")] == []
+    assert {key for key, _ in found} == {*EXAMPLES}
+    wrong = [
+        (key, error.message)
+        for key, rules in found
+        for example in rules["examples"]
+        for error in Draft7Validator(rules).iter_errors(example)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_job_file_of_the_project_keeps_to_the_schema_and_loads(path: Path) -> None:
+    """Those of the pages are in test_handbook.py."""
+    values = YAML(typ="safe", pure=True).load(path.read_text())
+    assert list(SCHEMA.iter_errors(values)) == []
+    parse_job(values)
 
 
 def test_the_schema_is_the_callers_to_change() -> None:

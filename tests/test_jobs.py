@@ -196,7 +196,7 @@ def test_sigterm_ends_the_command_in_good_order_with_4_and_the_same_command_resu
     _, errors = process.communicate()
     assert process.returncode == 4, errors
     assert "error: stopped by SIGTERM" in errors
-    assert "it is safe to run the same command again" in errors
+    assert "Finished parts are kept. Run the same command again to resume." in errors
     assert "Traceback" not in errors
     assert processes_of_session(process.pid) == {}
     assert 2 <= len(part_bytes(tmp_path / "out")) < 20

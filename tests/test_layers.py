@@ -14,9 +14,9 @@ ROOT = Path(__file__).parent.parent / "pipeline"
 # From the top down; a module may import modules of lower layers, and of its own where listed in `SIBLINGS`.
 LAYERS = [
     {"cli"},
-    {"cli_compare", "cli_look", "cli_read", "cli_watch"},
-    {"cli_shared"},
-    {"report", "plan_screen"},
+    {"cli_compare", "cli_look", "cli_read", "cli_start", "cli_watch"},
+    {"cli_complete", "cli_help", "cli_shared"},
+    {"report", "plan_screen", "draft_screen"},
     {"compare_screen", "next_screen", "status_screen", "steps_screen", "tokenise_screen", "verify_screen"},
     {"painting"},
     {"api"},
@@ -27,6 +27,8 @@ LAYERS = [
     {"head", "display"},
     {"readers"},
     {"newest"},
+    {"draft"},
+    {"survey"},
     {"verify", "replay", "retry", "status", "forecast"},
     {"calibration"},
     {"dispatch", "rescore", "retries"},
@@ -41,7 +43,7 @@ LAYERS = [
     {"resolve"},
     {"dataset", "tokenizer", "checkpoint", "engine", "writer", "metrics", "storage", "jobfile"},
     {"config", "stops"},
-    {"records", "schema", "grid", "reasons", "submitted"},
+    {"records", "schema", "grid", "reasons", "submitted", "new_file"},
     {"strategies", "errors", "faults", "pace", "json_logs"},
 ]
 

@@ -253,4 +253,4 @@ def test_an_empty_prompt_of_a_model_without_a_beginning_token_gets_no_such_hint(
     (tmp_path / "generation_config.json").write_text(json.dumps(settings | {"bos_token_id": None}))
     with pytest.raises(InputError) as caught:
         next_tokens([""], model=str(tmp_path), dtype="float32", k=1)
-    assert str(caught.value) == "prompt 1 is empty; it must have at least one token."
+    assert str(caught.value) == "prompt 1 is empty; it must have at least one token. Give it a text."

@@ -304,7 +304,7 @@ def test_a_row_gets_the_strategy_that_a_job_with_its_values_has(
         (
             GREEDY,
             {"max_new_tokens": 3, "max_length": 9},
-            "set exactly one of `max_new_tokens` and `max_length`, not both (column `max_length`)",
+            "there are two limits, `max_new_tokens` and `max_length` (column `max_length`)",
         ),
         (
             GREEDY | {"min_new_tokens": 3},

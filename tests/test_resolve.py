@@ -211,7 +211,7 @@ def test_what_just_fits_the_model_is_taken(demo: Tokenizer, kind: str, values: d
             {"dola_layers": [0, 3]},
             "dola_layers",
             "`dola_layers` must hold layers below 3, the last one of model `demo`, but holds 3",
-            "0 is the embedding, n the n-th layer.",
+            "Take 0 for the embedding, n for the n-th layer.",
         ),
     ],
 )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
 
+from pipeline import storage_local
 from pipeline.errors import StorageError
 from pipeline.storage import LocalFolder, open_folder
 
@@ -146,6 +149,19 @@ def test_the_file_is_flushed_before_its_link_and_the_folder_after_it(folder: Loc
 # Other file systems
 
 
+class FailingCall:
+    """A call that fails the n-th time with an error code."""
+
+    def __init__(self, call: Callable[..., Any], failing: int, code: int) -> None:
+        self.call, self.failing, self.code, self.count = call, failing, code, 0
+
+    def __call__(self, *arguments: Any) -> None:
+        self.count += 1
+        if self.count == self.failing:
+            raise OSError(self.code, os.strerror(self.code))
+        self.call(*arguments)
+
+
 def linked_twice(source: Path, target: Path) -> None:
     """NFS, when the answer to the first request was lost: the repeated one finds the name taken, by itself."""
     os.link(source, target)
@@ -159,12 +175,62 @@ def test_a_link_that_nfs_made_and_then_reports_as_existing_is_ours(folder: Local
     assert files(folder) == {KEY: b"rows"}
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+@pytest.mark.parametrize("is_made", [False, True])
+def test_a_link_whose_answer_is_an_error_may_have_been_made_and_the_next_to_publish_finds_out(
+    folder: LocalFolder, code: int, is_made: bool
+) -> None:
+    def ill(source: Path, target: Path) -> None:
+        if is_made:
+            os.link(source, target)
+        raise OSError(code, os.strerror(code))
+
+    with pytest.raises(StorageError, match=rf"{KEY}: {os.strerror(code)}\. .*run the same command again") as caught:
+        LocalFolder(folder.root, link=ill).publish(KEY, b"rows")
+    assert caught.value.exit_code == 4
+    assert files(folder) == ({KEY: b"rows"} if is_made else {})
+    assert folder.publish(KEY, b"rows") == sha256(b"rows")
+    assert files(folder) == {KEY: b"rows"}
+
+
+class UnclosableFile(io.FileIO):
+    """On NFS, what could not be written may only be said when the file is closed."""
+
+    def close(self) -> None:
+        was_open = not self.closed
+        super().close()
+        if was_open:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_file_that_cannot_be_closed_is_not_published(folder: LocalFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(storage_local, "open", UnclosableFile, raising=False)
+        with pytest.raises(StorageError, match=f"{KEY}: Input/output error"):
+            folder.publish(KEY, b"rows")
+    assert files(folder) == {}
+    assert folder.publish(KEY, b"rows") == sha256(b"rows")
+
+
+@pytest.mark.parametrize(("failing", "stored"), [(1, {}), (2, {KEY: b"rows"})])
+def test_what_cannot_be_flushed_is_an_error_and_published_only_if_its_bytes_were(
+    folder: LocalFolder, monkeypatch: pytest.MonkeyPatch, failing: int, stored: dict[str, bytes]
+) -> None:
+    """The first flush is that of the file, the second that of its folder."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", FailingCall(os.fsync, failing, errno.EIO))
+        with pytest.raises(StorageError, match=f"{KEY}: Input/output error"):
+            folder.publish(KEY, b"rows")
+    assert files(folder) == stored
+    assert folder.publish(KEY, b"rows") == sha256(b"rows")
+
+
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
 def test_a_file_system_without_hard_links_is_refused_with_a_way_out(folder: LocalFolder, code: int) -> None:
     def refuse(_source: Path, _target: Path) -> None:
         raise OSError(code, os.strerror(code))
 
-    with pytest.raises(StorageError, match=r"may not support hard links.*or to s3://, gs:// or az://") as caught:
+    with pytest.raises(StorageError, match=r"supports hard links.*or to s3://, gs:// or az://") as caught:
         LocalFolder(folder.root, link=refuse).publish("_plan.json", b"{}")
     assert caught.value.exit_code == 4
     assert files(folder) == {}

@@ -1,4 +1,7 @@
-"""Object stores: moto's S3 for what servers do on good days, a fake one for lost answers, conflicts and lies."""
+"""Object stores, S3, Google's and Azure's: lost answers, conflicts and lies.
+
+On good days S3 is moto's server; all others are fake ones.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from pipeline.shard import Part, Shard
 from pipeline.storage import ObjectFolder, open_folder
 from pipeline.storage_objects import Patience
 from pipeline.verify import verify
-from tests.fake_s3 import FakeS3, every, fake_s3, no_fault, puts
+from tests.fake_store import DIALECTS, FakeStore, every, fake_store, no_fault, puts
 from tests.flows import echo, make_job, part_bytes, run_echo, write_prompts
 from tests.test_retry import ill_on
 
@@ -36,19 +39,20 @@ BRISK = Patience(timeout_s=10, retries=2, attempts=3, pause_s=0.001)
 PROMPTS = ["The quiet fox", "Every bee", None, "", "I skip across the", "Today", "Every bee", "x" * 2000]
 
 
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "hidden-secret", "REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
+@pytest.fixture(params=DIALECTS)
+def scheme(request: pytest.FixtureRequest) -> str:
+    """Each kind of store in turn, unless a test says which."""
+    return str(request.param)
 
 
 @pytest.fixture
 def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ObjectFolder]:
     """The folder of a fake server, which is the endpoint from then on."""
 
-    def folder(server: FakeS3, patience: Patience = BRISK) -> ObjectFolder:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        return ObjectFolder.at("s3://bkt/out", patience)
+    def folder(server: FakeStore, patience: Patience = BRISK) -> ObjectFolder:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        return ObjectFolder.at(f"{server.url}/out", patience)
 
     return folder
 
@@ -64,13 +68,28 @@ def moto_endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A new bucket of moto's server, as a URL."""
-    name = f"b{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]}"
-    with urllib.request.urlopen(urllib.request.Request(f"{moto_endpoint}/{name}", method="PUT")):
-        pass
+def bucket(
+    scheme: str, moto_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[str]:
+    """A new bucket, as a URL."""
+    with fake_store(scheme) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        if scheme != "s3":
+            yield server.url
+            return
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
-    return f"s3://{name}"
+    url = f"s3://b{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]}"
+    put(url)
+    yield url
+
+
+def put(url: str) -> None:
+    """A bucket, or an empty object whatever its key, past the library."""
+    scheme, _, path = url.partition("://")
+    endpoint = os.environ[DIALECTS[scheme].endpoint]
+    with urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{path}", data=b"", method="PUT")):
+        pass
 
 
 @pytest.fixture
@@ -101,10 +120,7 @@ def test_keys_are_sorted_and_relative_to_the_output_without_markers_of_folders(b
         folder.publish(key, b"")
     ObjectFolder.at(bucket).publish("deep/out-of-it", b"")
     for marker in ("deep/out/", "deep/out/data/"):
-        with urllib.request.urlopen(
-            urllib.request.Request(f"{os.environ['AWS_ENDPOINT_URL']}/{bucket[5:]}/{marker}", data=b"", method="PUT")
-        ):
-            pass
+        put(f"{bucket}/{marker}")
     assert folder.list_keys() == ["_plan.json", "_tmp", "data"]
     assert folder.list_keys("data") == ["data/part-00002.parquet", "data/part-00010.parquet"]
     assert folder.list_keys("none") == []
@@ -129,15 +145,16 @@ def test_a_pickled_folder_works_and_holds_no_credentials(bucket: str) -> None:
     assert pickle.loads(pickled).read(KEY) == b"rows"
 
 
-def test_a_bucket_that_does_not_exist_is_said(bucket: str) -> None:
-    with pytest.raises(StorageError, match=r"s3://no-such-bucket/out/_plan\.json.*Make the bucket, or choose another"):
-        ObjectFolder.at("s3://no-such-bucket/out", BRISK).publish("_plan.json", b"{}")
+def test_a_bucket_that_does_not_exist_is_said(scheme: str, bucket: str) -> None:
+    absent = f"{scheme}://no-such-bucket/out"
+    with pytest.raises(StorageError, match=rf"{absent}/_plan\.json.*Make the bucket, or choose another"):
+        ObjectFolder.at(absent, BRISK).publish("_plan.json", b"{}")
 
 
-def test_of_many_threads_one_wins_and_all_get_its_digest(connect: Callable[..., ObjectFolder]) -> None:
+def test_of_many_threads_one_wins_and_all_get_its_digest(scheme: str, connect: Callable[..., ObjectFolder]) -> None:
     contents = [bytes([thread]) * 50_000 for thread in range(12)]
     barrier = Barrier(len(contents))
-    with fake_s3() as server, ThreadPoolExecutor(len(contents)) as threads:
+    with fake_store(scheme) as server, ThreadPoolExecutor(len(contents)) as threads:
         folder = connect(server)
 
         def race(data: bytes) -> str:
@@ -151,14 +168,14 @@ def test_of_many_threads_one_wins_and_all_get_its_digest(connect: Callable[..., 
 
 # Bad days
 
-LOST = ["500", "cut", "done, 500", "done, cut", "409", "done, silence", "late"]
+LOST = ["500", "429", "cut", "done, 500", "done, cut", "409", "done, silence", "late"]
 
 
 @pytest.mark.parametrize("fault", LOST)
 def test_a_file_is_stored_whatever_happens_to_the_first_request(
-    fault: str, connect: Callable[..., ObjectFolder]
+    scheme: str, fault: str, connect: Callable[..., ObjectFolder]
 ) -> None:
-    with fake_s3(puts(fault)) as server:
+    with fake_store(scheme, puts(fault)) as server:
         folder = connect(server, QUICK)
         assert folder.publish(KEY, b"rows") == sha256(b"rows")
         assert server.objects == {f"out/{KEY}": b"rows"}
@@ -166,9 +183,9 @@ def test_a_file_is_stored_whatever_happens_to_the_first_request(
 
 @pytest.mark.parametrize("fault", LOST)
 def test_whoever_came_first_is_found_whatever_happens_to_the_first_request(
-    fault: str, connect: Callable[..., ObjectFolder]
+    scheme: str, fault: str, connect: Callable[..., ObjectFolder]
 ) -> None:
-    with fake_s3(puts(fault)) as server:
+    with fake_store(scheme, puts(fault)) as server:
         folder = connect(server, QUICK)
         server.objects[f"out/{KEY}"] = b"first"
         assert folder.publish(KEY, b"second") == sha256(b"first")
@@ -176,8 +193,10 @@ def test_whoever_came_first_is_found_whatever_happens_to_the_first_request(
 
 
 @pytest.mark.parametrize("faults", [("409", "409"), ("late", "409"), ("500", "done, 500", "cut")])
-def test_several_faults_in_a_row_are_survived(faults: Sequence[str], connect: Callable[..., ObjectFolder]) -> None:
-    with fake_s3(puts(*faults)) as server:
+def test_several_faults_in_a_row_are_survived(
+    scheme: str, faults: Sequence[str], connect: Callable[..., ObjectFolder]
+) -> None:
+    with fake_store(scheme, puts(*faults)) as server:
         assert connect(server, QUICK).publish(KEY, b"rows") == sha256(b"rows")
         assert server.objects == {f"out/{KEY}": b"rows"}
 
@@ -193,11 +212,11 @@ def test_several_faults_in_a_row_are_survived(faults: Sequence[str], connect: Ca
     ],
 )
 def test_a_store_that_keeps_failing_is_one_clear_error_and_nothing_is_stored(
-    fault: str, puts_sent: int, message: str, connect: Callable[..., ObjectFolder]
+    scheme: str, fault: str, puts_sent: int, message: str, connect: Callable[..., ObjectFolder]
 ) -> None:
-    with fake_s3(every("PUT", fault)) as server:
+    with fake_store(scheme, every("PUT", fault)) as server:
         folder = connect(server)
-        with pytest.raises(StorageError, match=rf"(?s)s3://bkt/out/{KEY}: .*{message}") as caught:
+        with pytest.raises(StorageError, match=rf"(?s){scheme}://bkt/out/{KEY}: .*{message}") as caught:
             folder.publish(KEY, b"rows")
         assert caught.value.exit_code == 4
         assert "\n" not in str(caught.value)
@@ -208,23 +227,23 @@ def test_a_store_that_keeps_failing_is_one_clear_error_and_nothing_is_stored(
 @pytest.mark.parametrize("use", [lambda f: f.read(KEY), lambda f: f.list_keys(), lambda f: f.sha256(KEY)])
 @pytest.mark.parametrize("fault", ["403", "500"])
 def test_a_store_that_cannot_be_read_is_a_storage_error(
-    fault: str, use: Callable[[ObjectFolder], object], connect: Callable[..., ObjectFolder]
+    scheme: str, fault: str, use: Callable[[ObjectFolder], object], connect: Callable[..., ObjectFolder]
 ) -> None:
-    with fake_s3(every("GET", fault)) as server:
+    with fake_store(scheme, every("GET", fault)) as server:
         folder = connect(server)
-        with pytest.raises(StorageError, match=f"cannot write or read s3://bkt/out/.*{fault}"):
+        with pytest.raises(StorageError, match=f"cannot write or read {scheme}://bkt/out/.*{fault}"):
             use(folder)
 
 
-def test_a_server_that_is_not_there_is_a_storage_error(connect: Callable[..., ObjectFolder]) -> None:
-    with fake_s3() as server:
+def test_a_server_that_is_not_there_is_a_storage_error(scheme: str, connect: Callable[..., ObjectFolder]) -> None:
+    with fake_store(scheme) as server:
         folder = connect(server)
     with pytest.raises(StorageError, match="Check the endpoint and the network"):
         folder.publish(KEY, b"rows")
 
 
-def test_a_key_that_is_missing_has_no_digest(connect: Callable[..., ObjectFolder]) -> None:
-    with fake_s3() as server, pytest.raises(StorageError, match=rf"s3://bkt/out/{KEY} is missing"):
+def test_a_key_that_is_missing_has_no_digest(scheme: str, connect: Callable[..., ObjectFolder]) -> None:
+    with fake_store(scheme) as server, pytest.raises(StorageError, match=rf"{scheme}://bkt/out/{KEY} is missing"):
         connect(server).sha256(KEY)
 
 
@@ -285,8 +304,8 @@ def undisturbed(source: Path, tmp_path: Path) -> dict[str, bytes]:
     return part_bytes(tmp_path / "undisturbed")
 
 
-def run_there(source: Path, execute: job.Executor = job.here, patience: Patience = BRISK, url: str = "") -> job.Run:
-    work = make_job(source, Path("unused"), output={"path": url or "s3://bkt/out", "top_k": 3})
+def run_there(source: Path, url: str, execute: job.Executor = job.here, patience: Patience = BRISK) -> job.Run:
+    work = make_job(source, Path("unused"), output={"path": url, "top_k": 3})
     return job.run(work, execute, engine_maker=echo, open_output=partial(ObjectFolder.at, patience=patience))
 
 
@@ -306,10 +325,10 @@ def assert_finished_or_not_looking_so(objects: dict[str, bytes], expected: dict[
     return True
 
 
-def test_a_run_on_s3_gives_the_bytes_of_a_run_on_a_disk(source: Path, tmp_path: Path, bucket: str) -> None:
-    run_echo(make_job(source, tmp_path / "out"))
+def test_a_run_on_a_store_gives_the_bytes_of_a_run_on_a_disk(source: Path, tmp_path: Path, bucket: str) -> None:
+    job.run(make_job(source, tmp_path / "out"), job.here)  # with the real engine
     work = make_job(source, Path("unused"), output={"path": f"{bucket}/runs/out/", "top_k": 3})
-    finished = run_echo(work)
+    finished = job.run(work, job.here)
     assert (finished.folder, finished.was_finished) == (f"{bucket}/runs/out", False)
     folder = open_folder(finished.folder)
     assert folder.list_keys() == ["README.md", "_SUCCESS", "_manifest.json", "_plan.json", "_vocab.parquet", "data"]
@@ -322,10 +341,10 @@ def test_a_run_on_s3_gives_the_bytes_of_a_run_on_a_disk(source: Path, tmp_path: 
     assert manifest["published_by"] == "replicas"
     assert manifest["parts"] == json.loads((tmp_path / "out" / "_manifest.json").read_text())["parts"]
     assert b"24 completions of 8 prompts" in (folder.read("README.md") or b"")
-    assert run_echo(work).was_finished
+    assert job.run(work, job.here).was_finished
 
 
-def test_a_run_on_s3_is_proven_generated_again_and_retried_there(source: Path, bucket: str) -> None:
+def test_a_run_on_a_store_is_proven_generated_again_and_retried_there(source: Path, bucket: str) -> None:
     work = make_job(source, Path("unused"), output={"path": f"{bucket}/out", "top_k": 3})
     job.run(work, job.here, engine_maker=ill_on("Today"))
     outlook = look(f"{bucket}/out")
@@ -356,9 +375,9 @@ def test_of_two_that_retry_a_run_the_second_is_refused(source: Path, bucket: str
     assert carry_out(outlook, second, engine_maker=echo).num_errors == outlook.counts.total() > 0
 
 
-def test_head_shows_a_run_on_s3_as_it_does_one_on_a_disk(source: Path, tmp_path: Path, bucket: str) -> None:
+def test_head_shows_a_run_on_a_store_as_it_does_one_on_a_disk(source: Path, tmp_path: Path, bucket: str) -> None:
     run_echo(make_job(source, tmp_path / "out"))
-    run_there(source, url=f"{bucket}/out")
+    run_there(source, f"{bucket}/out")
     there, here = (CliRunner().invoke(cli.main, ["head", str(out)]) for out in (f"{bucket}/out", tmp_path / "out"))
     assert there.exit_code == here.exit_code == 0
     assert there.stdout == here.stdout
@@ -380,21 +399,21 @@ def stop_after(count: int) -> job.Executor:
 
 
 @pytest.mark.parametrize("done", [0, 1, 3])
-def test_a_run_stopped_on_s3_goes_on_where_it_was(source: Path, tmp_path: Path, bucket: str, done: int) -> None:
+def test_a_run_stopped_on_a_store_goes_on_where_it_was(source: Path, tmp_path: Path, bucket: str, done: int) -> None:
     expected = undisturbed(source, tmp_path)
     url = f"{bucket}/out"
     with pytest.raises(StoppedError):
-        run_there(source, stop_after(done), url=url)
+        run_there(source, url, stop_after(done))
     folder = open_folder(url)
     assert len(folder.list_keys("data")) == done
-    run_there(source, url=url)
+    run_there(source, url)
     assert {key.removeprefix("data/"): folder.read(key) for key in folder.list_keys("data")} == expected
     assert folder.list_keys("_tmp") == []
 
 
 @pytest.mark.parametrize("offset", range(5))
 def test_a_store_that_fails_one_request_in_ten_makes_no_difference(
-    source: Path, tmp_path: Path, connect: Callable[..., ObjectFolder], offset: int
+    scheme: str, source: Path, tmp_path: Path, connect: Callable[..., ObjectFolder], offset: int
 ) -> None:
     expected = undisturbed(source, tmp_path)
     faults = ["500", "done, 500", "cut", "done, cut", "500"]
@@ -405,16 +424,16 @@ def test_a_store_that_fails_one_request_in_ten_makes_no_difference(
         count += 1
         return faults[count // 10 % len(faults)] if count % 10 == 2 * offset else ""
 
-    with fake_s3(one_in_ten) as server:
+    with fake_store(scheme, one_in_ten) as server:
         connect(server)
-        run_there(source)
+        run_there(source, f"{scheme}://bkt/out")
         assert count > 20
         assert assert_finished_or_not_looking_so(server.objects, expected)
 
 
 @pytest.mark.parametrize("fault", ["done, 500", "done, cut", "409", "cut"])
 def test_every_put_may_need_a_second_look(
-    source: Path, tmp_path: Path, connect: Callable[..., ObjectFolder], fault: str
+    scheme: str, source: Path, tmp_path: Path, connect: Callable[..., ObjectFolder], fault: str
 ) -> None:
     """The first request for each key goes wrong."""
     expected = undisturbed(source, tmp_path)
@@ -425,21 +444,21 @@ def test_every_put_may_need_a_second_look(
         seen.update({key} if is_first else ())
         return fault if is_first else ""
 
-    with fake_s3(first_put) as server:
+    with fake_store(scheme, first_put) as server:
         connect(server)
-        assert run_there(source).manifest["published_by"] == "replicas"
+        assert run_there(source, f"{scheme}://bkt/out").manifest["published_by"] == "replicas"
         assert assert_finished_or_not_looking_so(server.objects, expected)
 
 
 @pytest.mark.parametrize("fault", ["403", "409", "done, cut"])
 def test_a_run_that_cannot_store_a_file_stops_with_code_4_and_the_next_one_finishes(
-    source: Path, tmp_path: Path, connect: Callable[..., ObjectFolder], fault: str
+    scheme: str, source: Path, tmp_path: Path, connect: Callable[..., ObjectFolder], fault: str
 ) -> None:
     """For each file in turn: from there on the store takes nothing more."""
     expected = undisturbed(source, tmp_path)
-    with fake_s3() as server:
+    with fake_store(scheme) as server:
         connect(server)
-        run_there(source)
+        run_there(source, f"{scheme}://bkt/out")
         stored = list(dict.fromkeys(server.put_keys()))
     assert [key.removeprefix("out/") for key in stored] == [
         "_tmp/driver-00001.json",
@@ -451,7 +470,7 @@ def test_a_run_that_cannot_store_a_file_stops_with_code_4_and_the_next_one_finis
         "_SUCCESS",
     ]
     for key in stored:
-        with fake_s3() as server:
+        with fake_store(scheme) as server:
             connect(server)
             broken: list[str] = []
 
@@ -462,24 +481,26 @@ def test_a_run_that_cannot_store_a_file_stops_with_code_4_and_the_next_one_finis
             server.fault = after
             error = None
             try:
-                run_there(source)
+                run_there(source, f"{scheme}://bkt/out")
             except StorageError as raised:
                 error = raised
             server.fault = no_fault
             is_finished = assert_finished_or_not_looking_so(server.objects, expected)
             assert is_finished is (error is None)
-            assert error is None or (error.exit_code == 4 and "s3://bkt/out/" in str(error))
+            assert error is None or (error.exit_code == 4 and f"{scheme}://bkt/out/" in str(error))
             assert fault == "done, cut" or not is_finished
-            run_there(source)
+            run_there(source, f"{scheme}://bkt/out")
             assert assert_finished_or_not_looking_so(server.objects, expected)
 
 
 # A store that lies
 
 
-def test_whether_a_store_honours_the_condition_is_found_out_without_harm(connect: Callable[..., ObjectFolder]) -> None:
+def test_whether_a_store_honours_the_condition_is_found_out_without_harm(
+    scheme: str, connect: Callable[..., ObjectFolder]
+) -> None:
     for honest in (True, False):
-        with fake_s3(honours_condition=honest) as server:
+        with fake_store(scheme, honours_condition=honest) as server:
             folder = connect(server)
             folder.publish("_plan.json", b"{}")
             assert folder.probed("_plan.json").is_exclusive is honest
@@ -487,7 +508,7 @@ def test_whether_a_store_honours_the_condition_is_found_out_without_harm(connect
 
 
 def test_where_the_store_ignores_the_condition_only_the_driver_publishes_and_says_so(
-    source: Path, tmp_path: Path, connect: Callable[..., ObjectFolder], caplog: pytest.LogCaptureFixture
+    scheme: str, source: Path, tmp_path: Path, connect: Callable[..., ObjectFolder], caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = undisturbed(source, tmp_path)
     came: list[Part] = []
@@ -498,19 +519,20 @@ def test_where_the_store_ignores_the_condition_only_the_driver_publishes_and_say
             came.append(pickle.loads(pickle.dumps(part)))
             yield came[-1]
 
-    with fake_s3(honours_condition=False) as server:
+    with fake_store(scheme, honours_condition=False) as server:
         connect(server)
-        finished = run_there(source, watched)
+        finished = run_there(source, f"{scheme}://bkt/out", watched)
         assert [bytes(part.unpublished or b"") for part in came] == list(expected.values())
         assert finished.manifest["published_by"] == "driver"
-        assert "s3://bkt/out stores a file although its name is taken" in caplog.text
+        assert f"{scheme}://bkt/out stores a file although its name is taken" in caplog.text
         assert assert_finished_or_not_looking_so(server.objects, expected)
 
 
 def test_where_the_store_ignores_the_condition_a_stored_file_is_kept_all_the_same(
+    scheme: str,
     connect: Callable[..., ObjectFolder],
 ) -> None:
-    with fake_s3(honours_condition=False) as server:
+    with fake_store(scheme, honours_condition=False) as server:
         folder = connect(server)
         folder.publish("_plan.json", b"{}")
         alone = folder.probed("_plan.json")
@@ -522,12 +544,12 @@ def test_where_the_store_ignores_the_condition_a_stored_file_is_kept_all_the_sam
 # Two drivers
 
 
-def test_a_second_driver_on_s3_is_refused_and_told_who_holds_the_folder(source: Path, bucket: str) -> None:
+def test_a_second_driver_on_a_store_is_refused_and_told_who_holds_the_folder(source: Path, bucket: str) -> None:
     def meanwhile(open_worker: Callable[[], job.Worker], shards: Sequence[Shard]) -> Iterator[Part]:
         with pytest.raises(
             InUseError, match=rf"{bucket}/out is being worked on by process {os.getpid()} on \S+, since 2"
         ):
-            run_there(source, url=f"{bucket}/out")
+            run_there(source, f"{bucket}/out")
         yield from job.here(open_worker, shards)
 
-    assert not run_there(source, meanwhile, url=f"{bucket}/out").was_finished
+    assert not run_there(source, f"{bucket}/out", meanwhile).was_finished

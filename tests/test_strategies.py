@@ -17,6 +17,7 @@ from pipeline.strategies import (
     Sampling,
     Score,
     Strategy,
+    kind,
     max_steps,
     num_rows,
 )
@@ -221,11 +222,11 @@ def test_a_key_that_is_no_string_is_refused() -> None:
 @pytest.mark.parametrize(
     ("kind", "values", "message", "at"),
     [
-        ("greedy", {"max_new_tokens": None}, "set `max_new_tokens`, or `max_length`, which counts the prompt", ()),
+        ("greedy", {"max_new_tokens": None}, "there is no limit of length", ()),
         (
             "greedy",
             {"max_length": 30},
-            "set exactly one of `max_new_tokens` and `max_length`, not both",
+            "there are two limits, `max_new_tokens` and `max_length`",
             ("max_length",),
         ),
         (
@@ -243,7 +244,7 @@ def test_a_key_that_is_no_string_is_refused() -> None:
         (
             "greedy",
             {"guidance_scale": 2, "negative_prompt": "a", "negative_prompt_ids": [1]},
-            "set one of `negative_prompt` and `negative_prompt_ids`, not both",
+            "`negative_prompt` and `negative_prompt_ids` say the same",
             ("negative_prompt_ids",),
         ),
         *(
@@ -258,13 +259,13 @@ def test_a_key_that_is_no_string_is_refused() -> None:
         (
             "greedy",
             {"sequence_bias": [{"bias": 1}]},
-            "set exactly one of `text` and `token_ids`",
+            "a bias must have one of `text` and `token_ids`",
             ("bias",),
         ),
         (
             "greedy",
             {"sequence_bias": [{"text": "a", "token_ids": [1], "bias": 1}]},
-            "set exactly one of `text` and `token_ids`",
+            "a bias must have one of `text` and `token_ids`",
             ("bias",),
         ),
         (
@@ -316,16 +317,14 @@ def test_a_key_that_is_no_string_is_refused() -> None:
         (
             "beam_search",
             {"do_sample": True, "num_beam_groups": 3, "diversity_penalty": 1.0},
-            "`do_sample` draws its candidates and `num_beam_groups` compares groups by the best candidates: "
-            "use one of them in a strategy",
+            "`do_sample` draws its candidates and `num_beam_groups` compares groups by the best candidates",
             ("num_beam_groups",),
         ),
         *(
             (
                 "beam_search",
                 {"do_sample": True, key: [[1]] if key.endswith("ids") else ["a"]},
-                f"`do_sample` draws its candidates and `{key}` sorts beams by the words they hold: "
-                "use one of them in a strategy",
+                f"`do_sample` draws its candidates and `{key}` sorts beams by the words they hold",
                 (key,),
             )
             for key in ("force_words", "force_words_ids")
@@ -335,7 +334,7 @@ def test_a_key_that_is_no_string_is_refused() -> None:
                 "beam_search",
                 {"num_beam_groups": 3, "diversity_penalty": 1.0, key: [[1]] if key.endswith("ids") else ["a"]},
                 f"`num_beam_groups` compares groups by the best candidates and `{key}` sorts beams by the words they "
-                "hold: use one of them in a strategy",
+                "hold",
                 (key,),
             )
             for key in ("force_words", "force_words_ids")
@@ -396,3 +395,15 @@ def test_max_length_counts_the_prompt_and_max_new_tokens_does_not(
     given = strategy(kind, **values)
     assert not isinstance(given, Score)
     assert max_steps(given, num_prompt_tokens) == steps
+
+
+def test_strategies_that_differ_in_name_and_limit_alone_are_of_one_kind() -> None:
+    first = strategy("sampling", temperature=0.5)
+    alike = Sampling(name="t", type="sampling", max_length=7, temperature=0.5)
+    assert kind(first) is kind(alike)
+    others = (
+        strategy("sampling", temperature=0.6),
+        strategy("sampling", temperature=0.5, ignore_eos=True),
+        strategy("greedy"),
+    )
+    assert len({id(kind(one)) for one in (first, *others)}) == 4

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import zipfile
@@ -22,6 +21,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from pipeline import job
 from pipeline.jobfile import load_job
 from tests.flows import part_bytes, write_prompts
+from tests.local_ray import free_port
 
 ROOT = Path(__file__).parent.parent
 JOB = """
@@ -33,12 +33,6 @@ run: {shard_rows: 1, replicas: 1}
 """
 
 SECRET = "a-key-of-the-store"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

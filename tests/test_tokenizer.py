@@ -25,6 +25,8 @@ VOCAB_SIZE = {"demo": 768, "gpt2": 50257}
 PARTIAL = {"demo": (94, 95, 162, 245), "gpt2": (94, 95, 160, 162, 17312, 30325, 33768)}  # each part of a character
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
+OWN = "Put the files of the checkpoint's own tokenizer there."
+
 
 class Pair(NamedTuple):
     """A tokenizer and transformers' own for the same files."""
@@ -302,7 +304,7 @@ def test_the_old_pair_of_files_gives_the_same_vocabulary(old_and_new: tuple[Toke
 
 def test_a_vocabulary_larger_than_the_models_is_refused() -> None:
     assert refusal(DEMO, 767) == (
-        f"the tokenizer in {DEMO} knows ids up to 767, but the model has only 767 tokens. They do not belong together."
+        f"the tokenizer in {DEMO} knows ids up to 767, but the model has only 767 tokens. {OWN}"
     )
 
 
@@ -310,7 +312,7 @@ def test_a_vocabulary_larger_than_the_models_is_refused() -> None:
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, present: tuple[str, ...]) -> None:
     for file in present:
         (tmp_path / file).touch()
-    expected = f"{tmp_path} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt."
+    expected = f"{tmp_path} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt. {OWN}"
     assert refusal(tmp_path) == expected
 
 
@@ -339,7 +341,7 @@ def test_a_bpe_on_characters_is_refused(tmp_path: Path) -> None:
     characters = tokenizers.Tokenizer(models.BPE({"▁": 0, "a": 1}, []))
     characters.decoder = decoders.Metaspace()
     assert refusal(save(characters, tmp_path)) == (
-        f"the tokenizer in {tmp_path} is not a byte-level BPE: it has no ByteLevel decoder."
+        f"the tokenizer in {tmp_path} is not a byte-level BPE: it has no ByteLevel decoder. {OWN}"
     )
 
 
@@ -354,5 +356,5 @@ def test_a_token_that_is_not_made_of_bytes_is_refused(tmp_path: Path) -> None:
     mixed = tokenizers.Tokenizer(models.BPE({"a": 0, "▁": 1}, []))
     mixed.decoder = decoders.ByteLevel()
     assert refusal(save(mixed, tmp_path)) == (
-        f"the tokenizer in {tmp_path} is not a byte-level BPE: token '▁' is not made of bytes."
+        f"the tokenizer in {tmp_path} is not a byte-level BPE: token '▁' is not made of bytes. {OWN}"
     )

@@ -1,4 +1,4 @@
-"""One step for all running rows: from logits to the next token of each, strategy by strategy."""
+"""One step for all running rows: from logits to the next token of each, one kind of strategy after another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.strategies import BeamSearch, ContrastiveSearch
 
 def advance(turn: Turn, units: Sequence[Unit]) -> None:
     """Choose the next token of every row of the units; those that end get their `result`."""
-    for group in _by_strategy(turn, units):
+    for group in _by_kind(turn, units):
         match strategy := group[0].state.ending.strategy:
             case BeamSearch():
                 advance_beams(turn, strategy, group)
@@ -25,15 +25,14 @@ def advance(turn: Turn, units: Sequence[Unit]) -> None:
                 advance_singles(turn, strategy, group)
 
 
-def _by_strategy(turn: Turn, units: Sequence[Unit]) -> list[list[Unit]]:
-    """Units of each strategy, by identity: to compare strategies costs more than to run two groups that are equal. One
-    for which the model broke down gets its `result` here."""
+def _by_kind(turn: Turn, units: Sequence[Unit]) -> list[list[Unit]]:
+    """Units of each kind of strategy. One for which the model broke down gets its `result` here."""
     is_finite = turn.measures.log_normalisers.isfinite().tolist()
     groups: dict[int, list[Unit]] = defaultdict(list)
     for unit in units:
         slots = [slot for row in unit.state.running for slot in row.slots]
         if all(is_finite[slot - turn.first_slot] for slot in slots):
-            groups[id(unit.state.ending.strategy)].append(unit)
+            groups[id(unit.state.ending.kind)].append(unit)
         else:
             step = unit.state.running[0].num_generated + 1
             unit.result = RowError("logits_not_finite", f"the model's logits are not finite at step {step}")

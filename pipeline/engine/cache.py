@@ -9,6 +9,9 @@ Shape letters: L layers, C slots, H heads, T positions, D head size.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,18 +19,31 @@ from torch import Tensor
 class SlotCache:
     """Keys, values and token ids of every slot.
 
+    Args:
+        memory: for keys and values; new memory by default. No masked position may hold NaN: it holds zeros, or what an
+            earlier cache of the same dtype left there.
+
     Attributes:
-        keys, values: (L, C, H, T, D). Zero at first: a masked position must not hold NaN.
+        keys, values: (L, C, H, T, D).
         token_ids: (C, T) int64, the tokens whose keys and values are stored.
         lengths: (C,) int64, tokens per slot.
     """
 
     def __init__(
-        self, *, layers: int, slots: int, heads: int, positions: int, head_size: int, dtype: torch.dtype, device: str
+        self,
+        *,
+        layers: int,
+        slots: int,
+        heads: int,
+        positions: int,
+        head_size: int,
+        dtype: torch.dtype,
+        device: str,
+        memory: Memory | None = None,
     ) -> None:
-        shape = (layers, slots, heads, positions, head_size)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (2, layers, slots, heads, positions, head_size)
+        num_bytes = math.prod(shape) * dtype.itemsize
+        self.keys, self.values = (memory or Memory()).take(num_bytes, device)[:num_bytes].view(dtype).view(shape)
         self.token_ids = torch.zeros((slots, positions), dtype=torch.int64, device=device)
         self.lengths = torch.zeros(slots, dtype=torch.int64, device=device)
 
@@ -69,6 +85,27 @@ class SlotCache:
         is_same = self.token_ids[left] == self.token_ids[right]
         is_same &= torch.arange(self.num_positions, device=left.device) < self.lengths[left][:, None]
         return is_same.cumprod(-1).sum(-1)
+
+
+class Memory:
+    """Bytes that caches use one after another, as many as the largest so far needed."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, num_bytes: int, device: str) -> Tensor:
+        """At least so many bytes, uint8: zeros, or what the last cache left."""
+        if len(self._bytes) < num_bytes:
+            self._bytes = self._bytes[:0].clone()  # gone before more is taken
+            self._bytes = _zeros(num_bytes, device)
+        return self._bytes
+
+
+def _zeros(num_bytes: int, device: str) -> Tensor:
+    """Zeros, uint8; of a CPU, taken page by page when they are first used, in huge pages where the system has them."""
+    if torch.device(device).type == "cpu":
+        return torch.from_numpy(np.zeros(num_bytes, np.uint8))
+    return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
 
 
 def place(sources: list[int]) -> list[int]:

@@ -53,7 +53,9 @@ class Contrastive:
 
     def winner(self, hidden: Tensor) -> Hypothesis:
         """The candidate that stays, the more probable one on a tie; `hidden` is (K, E)."""
-        similarities = (F.normalize(hidden.float(), dim=-1) @ self.seen[: self.num_seen].T).amax(-1)  # (K,)
+        seen, candidates = self.seen[: self.num_seen], F.normalize(hidden.float(), dim=-1)
+        # A product for each: rows of one product may be rounded apart, and candidates that tie would not.
+        similarities = torch.stack([(seen @ candidate).amax() for candidate in candidates])  # (K,)
         probs = torch.tensor(self.probs, device=hidden.device)
         alpha = self.strategy.penalty_alpha
         best = int(((1 - alpha) * probs - alpha * similarities).argmax())

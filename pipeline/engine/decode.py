@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipeline.engine.advance import advance
-from pipeline.engine.cache import SlotCache, place
+from pipeline.engine.cache import Memory, SlotCache, place
 from pipeline.engine.dola import early_layers
 from pipeline.engine.measure import measure
 from pipeline.engine.model import GPT2, States
@@ -73,6 +73,7 @@ class Engine:
         self.with_prompt_logprobs = with_prompt_logprobs
         self.max_slots = max_slots
         self.cache_bytes = cache_bytes
+        self._memory = Memory()
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Response]:
@@ -93,6 +94,7 @@ class Engine:
                 if self.max_slots == 1:
                     raise
             self.max_slots, self.cache_bytes = self.max_slots // 2, self.cache_bytes // 2
+            self._memory = Memory()
             log.warning("the device is out of memory: going on with batches of %s rows", self.max_slots)
             torch.cuda.empty_cache()  # out of the handler, whose traceback holds on to the tensors
 
@@ -142,7 +144,8 @@ class Engine:
         positions = max(unit.num_positions for unit in units)
         affordable = self.cache_bytes // (positions * self.model.kv_bytes_per_token)
         widths = [unit.num_slots for unit in units]
-        return self.model.new_cache(min(max(min(self.max_slots, affordable), max(widths)), sum(widths)), positions)
+        slots = min(max(min(self.max_slots, affordable), max(widths)), sum(widths))
+        return self.model.new_cache(slots, positions, self._memory)
 
     def _prefill(
         self, cache: SlotCache, running: list[Unit], admitted: list[Waiting], logprobs: dict[Prompt, FloatArray]

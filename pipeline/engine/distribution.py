@@ -47,6 +47,6 @@ def _batch(model: GPT2, prompts: list[tuple[int, ...]]) -> npt.NDArray[np.float6
     states = model.prefill(cache, 0, prompts)
     logits = model.logits(torch.stack([each.last[-1] for each in states]))  # (B, V)
     if not bool(torch.isfinite(logits).all()):
-        raise ModelError("the model gives logits that are NaN or infinite. Its weights are damaged; get them again.")
+        raise ModelError("the model gives logits that are NaN or infinite.", "Get its weights again: they are damaged.")
     logprobs: npt.NDArray[np.float64] = torch.log_softmax(logits.double(), dim=-1).cpu().numpy()
     return logprobs

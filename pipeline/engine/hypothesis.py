@@ -67,6 +67,7 @@ class Ending:
     """When the completions of one request end, and what they may be made of. One instance per request.
 
     Attributes:
+        kind: of the strategy: requests of one kind choose their tokens together.
         eos_token_ids: empty under `ignore_eos`.
         num_prompt_tokens: of the request.
         limit: most tokens to generate, at least 1.
@@ -76,6 +77,7 @@ class Ending:
     """
 
     strategy: Decoding
+    kind: Decoding
     eos_token_ids: frozenset[int]
     num_prompt_tokens: int
     limit: int

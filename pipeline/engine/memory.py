@@ -41,8 +41,8 @@ def check_room(
     if free is not None and needed > free:
         raise ModelError(
             f"a replica needs about {_gib(needed)} on {model.device} beside its weights, but {_gib(free)} are free: "
-            f"`run.cache_gib` is {cache_bytes / 2**30:.4g} and `run.batch_rows` is {max_slots}. Lower either, or run "
-            "fewer replicas."
+            f"`run.cache_gib` is {cache_bytes / 2**30:.4g} and `run.batch_rows` is {max_slots}.",
+            "Lower either, or run fewer replicas.",
         )
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.engine.attention import NewTokens, PromptTokens
-from pipeline.engine.cache import SlotCache
+from pipeline.engine.cache import Memory, SlotCache
 from pipeline.engine.linear import ACTIVATIONS, Activation, Linear, linear
 from pipeline.errors import ModelError
 
@@ -108,8 +108,8 @@ class GPT2:
         """Bytes of keys and values that one token occupies in the cache."""
         return int(2 * len(self.blocks) * self.num_heads * self.head_size * self.wte.element_size())
 
-    def new_cache(self, slots: int, positions: int) -> SlotCache:
-        """An empty cache that fits this model."""
+    def new_cache(self, slots: int, positions: int, memory: Memory | None = None) -> SlotCache:
+        """An empty cache that fits this model; `memory` as for `SlotCache`."""
         return SlotCache(
             layers=len(self.blocks),
             slots=slots,
@@ -118,6 +118,7 @@ class GPT2:
             head_size=self.head_size,
             dtype=self.wte.dtype,
             device=self.device,
+            memory=memory,
         )
 
     @property
@@ -225,7 +226,9 @@ def load_model(folder: str, dtype: str, device: str) -> GPT2:
     except ModelError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"checkpoint {folder} cannot be loaded: {error}") from error
+        raise ModelError(
+            f"checkpoint {folder} cannot be loaded: {error}.", "Get its files again, or give another checkpoint."
+        ) from error
     _check_weights(folder, info)
     return GPT2(model.to(device).eval())
 
@@ -234,7 +237,8 @@ def _activation(config: Any) -> Activation:
     if config.activation_function not in ACTIVATIONS:
         raise ModelError(
             f"activation_function `{config.activation_function}` of the checkpoint is not supported; "
-            f"supported are {', '.join(ACTIVATIONS)}."
+            f"supported are {', '.join(ACTIVATIONS)}.",
+            "Give a checkpoint with one of these.",
         )
     return ACTIVATIONS[config.activation_function]
 
@@ -264,6 +268,6 @@ def _check_weights(folder: str, info: dict[str, Any]) -> None:
         if weights:
             names = f"{', '.join(sorted(weights)[:4])}{' ...' if len(weights) > 4 else ''}"
             raise ModelError(
-                f"checkpoint {folder} does not fit its config.json: {problem} {names}. "
-                "Layers without their weights would be random; save the model again."
+                f"checkpoint {folder} does not fit its config.json: {problem} {names}.",
+                "Save the model again, with all of its layers: those without weights would be random.",
             )

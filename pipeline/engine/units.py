@@ -13,7 +13,7 @@ from pipeline.engine.hypothesis import Ending, completion
 from pipeline.engine.single import Single
 from pipeline.engine.turn import State, Unit
 from pipeline.records import Completion, Request, RowError
-from pipeline.strategies import BeamSearch, ContrastiveSearch, Decoding, Score, is_guided, max_steps, num_slots
+from pipeline.strategies import BeamSearch, ContrastiveSearch, Decoding, Score, is_guided, kind, max_steps, num_slots
 
 
 class Limits(NamedTuple):
@@ -69,6 +69,7 @@ def _ending(strategy: Decoding, num_prompt_tokens: int, room: int, limits: Limit
     wanted = max_steps(strategy, num_prompt_tokens)
     ending = Ending(
         strategy=strategy,
+        kind=kind(strategy),
         eos_token_ids=frozenset() if strategy.ignore_eos else limits.eos_token_ids,
         num_prompt_tokens=num_prompt_tokens,
         limit=min(wanted, room),

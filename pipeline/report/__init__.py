@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pyarrow.compute as pc
 
-from pipeline.errors import InputError, OutputError
+from pipeline import new_file
+from pipeline.errors import InputError
 from pipeline.recorded import Recorded, open_run
 from pipeline.report import view
 from pipeline.report.gather import first_rows, shown_rows
@@ -56,14 +57,13 @@ def write_report(
 
     Raises:
         InputError: the folder holds no rows, or none of a wanted id.
-        OutputError: the file is there already.
+        OutputError: the file is there already, or cannot be written.
         ConfigError: there is no such baseline.
     """
-    if path.exists() and not may_replace:
-        raise OutputError(f"{path} is there already. Give another name with -o, or --force to replace it.")
+    new_file.check_free(path, may_replace=may_replace)
     run = open_run(folder)
     document, num_shown, num_all = _document(run, num_prompts, row_ids, baseline)
-    path.write_text(document, encoding="utf-8", newline="\n")
+    new_file.write(path, document)
     return Written(path, len(document.encode()), num_shown, num_all)
 
 
@@ -71,7 +71,7 @@ def _document(run: Recorded, num_prompts: int, row_ids: Sequence[str], baseline:
     vocabulary = run.vocabulary()
     if vocabulary is None:
         raise InputError(
-            f"{run.folder.name} has no `_vocab.parquet`, which says what token ids mean. Run the job again."
+            f"{run.folder.name} has no `_vocab.parquet`, which says what token ids mean.", "Run the job again."
         )
     baseline = baseline_of(run.job, baseline)
     collector, picker = Collector(run, baseline), Picker(num_prompts, row_ids)
@@ -80,9 +80,9 @@ def _document(run: Recorded, num_prompts: int, row_ids: Sequence[str], baseline:
         picker.add(rows)
     summary = collector.summary()
     if not summary.num_prompts:
-        raise InputError(f"{run.folder.name} holds no parts yet. Wait for the first one.")
+        raise InputError(f"{run.folder.name} holds no parts yet.", "Wait for the first one.")
     if missing := [row_id for row_id in row_ids if row_id not in picker.asked.values()]:
-        raise InputError(f"{run.folder.name} holds no row with row_id {missing[0]!r}.")
+        raise InputError(f"{run.folder.name} holds no row with row_id {missing[0]!r}.", "Take an id of column row_id.")
     why = picker.chosen(summary.num_prompts)
     table = shown_rows(run, why)
     num_shown = pc.count_distinct(table["row_index"]).as_py()

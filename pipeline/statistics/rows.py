@@ -72,8 +72,8 @@ def baseline_of(job: Job, name: str | None = None) -> str | None:
     if name is None:
         return next((strategy.name for strategy in job.strategies if strategy.type == "greedy"), None)
     if name not in names:
-        choice = f"Choose one of {', '.join(names)}." if names else "This run has none."
-        raise ConfigError(f"the baseline must be a strategy of the run that generates text, not `{name}`. {choice}")
+        choice = f"Choose one of {', '.join(names)}." if names else "Leave it out: this run has none."
+        raise ConfigError(f"the baseline must be a strategy of the run that generates text, not `{name}`.", choice)
     return name
 
 
@@ -110,7 +110,9 @@ def whole_prompts(run: Recorded, columns: Sequence[str], piece_rows: int = PIECE
         try:
             yield from _pieces(data, list(columns), piece_rows)
         except (pa.ArrowException, OSError) as error:
-            raise StorageError(f"{run.folder.name}/{shard.key} cannot be read: {error}.") from error
+            raise StorageError(
+                f"{run.folder.name}/{shard.key} cannot be read: {error}.", "Remove it and run the job again."
+            ) from error
 
 
 def _pieces(data: bytes, columns: list[str], piece_rows: int) -> Iterator[pa.Table]:

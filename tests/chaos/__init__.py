@@ -6,5 +6,9 @@ left with the undisturbed run. `python -m tests.chaos` plays many and counts.
 """
 
 import os
+import secrets
 
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # nodes and drivers on loopback, whoever imports Ray first
+# a process keeps what it imports Ray with
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # nodes and drivers on loopback
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -95,7 +95,7 @@ def _starts(scenario: Scenario) -> list[Start]:
 
 
 def _output(place: World, scenario: Scenario, name: str) -> str:
-    return f"s3://bkt/{name}" if scenario.store == "objects" else str(place.folder / f"out-{name}")
+    return str(place.folder / f"out-{name}") if scenario.store == "disk" else f"{scenario.store}://bkt/{name}"
 
 
 def _undisturbed(place: World, ground: str) -> Documents:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import cycle, islice
 from random import Random
 
 from pipeline.faults import STEPS
@@ -20,6 +20,7 @@ DOCUMENTS = ("_plan.json", "_vocab.parquet", "README.md", "_manifest.json", "_SU
 FIRST_LEASE = "_tmp/driver-00001.json"
 FILES = (FIRST_LEASE, PARTS[0], PARTS[3], PARTS[-1], *DOCUMENTS)
 CORE_FILES = (PARTS[0], *DOCUMENTS)
+OBJECT_STORES = ("s3", "gs", "az")
 OBJECT_STEPS = (STEPS[0], STEPS[-1])
 LATEST = 0.85  # of the time of an undisturbed run; later kills would often find nobody
 
@@ -65,7 +66,7 @@ class Scenario:
         family: of scenarios.
         ground: where shards are done: `here` in the driver, on `nodes` of a running Ray cluster, or on the driver's
             `own` Ray.
-        store: of the output, `disk` or `objects`.
+        store: of the output, `disk`, or the scheme of an object store.
         number: among all of a session.
     """
 
@@ -120,11 +121,12 @@ def driver_again_and_again(random: Random) -> Iterator[Scenario]:
 
 
 def objects_at_every_step(random: Random) -> Iterator[Scenario]:
-    """In an object store, and after every second step at any moment."""
+    """In object stores, each in turn, and after every second step at any moment."""
+    stores = cycle(OBJECT_STORES)
     for count, moment in enumerate(_cycle(random, _steps(CORE_FILES, OBJECT_STEPS))):
-        yield Scenario((Start((Kill("driver", moment),)),), store="objects")
+        yield Scenario((Start((Kill("driver", moment),)),), store=next(stores))
         if count % 2:
-            yield Scenario((Start((Kill("driver", "time", random.uniform(0, LATEST)),)),), store="objects")
+            yield Scenario((Start((Kill("driver", "time", random.uniform(0, LATEST)),)),), store=next(stores))
 
 
 def driver_with_a_rival(random: Random) -> Iterator[Scenario]:

@@ -1,4 +1,4 @@
-"""What can be killed: drivers as processes, a Ray cluster of three nodes, an S3 server. Everything is started once.
+"""What can be killed: drivers as processes and a Ray cluster of three nodes; and stores. Everything is started once.
 
 Drivers are forked from a server process that has loaded the libraries and opened nothing. Processes are killed by the
 ids of those that were started here, or told by what was.
@@ -24,14 +24,13 @@ from ray.cluster_utils import Cluster
 
 from pipeline.config import Job
 from tests.chaos.driver import Command, descendants, drive, end, victims
-from tests.chaos.scenarios import NUM_PARTS, Kill, Scenario, Start
-from tests.fake_s3 import FakeS3, fake_s3
+from tests.chaos.scenarios import NUM_PARTS, OBJECT_STORES, Kill, Scenario, Start
+from tests.fake_store import fake_store
 from tests.flows import GREEDY, SAMPLES, make_job, write_prompts
 
 SHARD_ROWS = 2
 HUNG_S = 240.0
 PROMPTS = ["The quiet fox", "Every bee", None, "I skip across the", "Today", "x" * 2000, "Count: one, two,"]
-S3 = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -54,13 +53,11 @@ class World:
 
     Attributes:
         folder: for everything that is written.
-        s3: a running server.
         durations_s: of an undisturbed run on each ground.
         num_starts: so far.
     """
 
     folder: Path
-    s3: FakeS3
     durations_s: dict[str, float] = field(default_factory=dict)
     num_starts: int = 0
 
@@ -234,9 +231,12 @@ def _raylet(node: Any) -> int:
 
 @contextlib.contextmanager
 def world(folder: Path) -> Iterator[World]:
-    """A world in an empty folder, with access to its object store in the environment."""
-    with fake_s3() as s3, patch.dict(os.environ, ENVIRONMENT | S3 | {"AWS_ENDPOINT_URL": s3.endpoint}):
-        made = World(folder, s3)
+    """A world in an empty folder, with access to an object store of each kind in the environment."""
+    with contextlib.ExitStack() as stack:
+        for scheme in OBJECT_STORES:
+            stack.enter_context(patch.dict(os.environ, stack.enter_context(fake_store(scheme)).environment))
+        stack.enter_context(patch.dict(os.environ, ENVIRONMENT))
+        made = World(folder)
         try:
             yield made
         finally:

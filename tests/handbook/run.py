@@ -21,11 +21,13 @@ from typing import NamedTuple, Self
 
 import duckdb
 import ray
+from jsonschema import Draft7Validator
 from ruamel.yaml import YAML
 
 from pipeline.cli import main
 from pipeline.errors import ConfigError
 from pipeline.jobfile import parse_job
+from pipeline.jobfile_schema import json_schema
 from tests.handbook.blocks import ROOT, Block, Command, Shown
 from tests.handbook.compare import alike
 from tests.handbook.notebook import Notebook
@@ -187,7 +189,7 @@ class Terminal(io.StringIO):
 
 
 def check_job(block: Block) -> None:
-    """A job file, or the part of one that is shown, is one that the loader takes.
+    """A job file, or the part of one that is shown, is one that the schema and the loader take.
 
     Raises:
         BlockError: it is not.
@@ -203,6 +205,8 @@ def check_job(block: Block) -> None:
         parse_job(shown)
     except ConfigError as error:
         raise BlockError(f"{block.place}: {error}") from None
+    for wrong in Draft7Validator(json_schema()).iter_errors(shown):
+        raise BlockError(f"{block.place}: {wrong.message}")
 
 
 def _differences(shown: Shown | None, found: list[str]) -> Iterator[Difference]:

@@ -77,11 +77,19 @@ inline float to_float(BFloat16 value) {
     return result;
 }
 
-inline Floats load(const BFloat16* from) {
-    typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-    typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
-    const Words bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16;
-    return reinterpret_cast<const Floats&>(bits);
+// 2 * LANES elements as two vectors: of float32 the first half and the second, of bfloat16 those at even places and those at
+// odd ones, which takes no shuffle.
+constexpr int PAIR = 2 * LANES;
+struct Pair {
+    Floats first, second;
+};
+
+inline Pair load_pair(const float* from) { return {load(from), load(from + LANES)}; }
+inline Pair load_pair(const BFloat16* from) {
+    typedef uint32_t Words __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+    const Words words = *reinterpret_cast<const Words*>(from);
+    const Words even = words << 16, odd = words & 0xFFFF0000;
+    return {reinterpret_cast<const Floats&>(even), reinterpret_cast<const Floats&>(odd)};
 }
 
 inline void store(float* to, float value) { *to = value; }
@@ -92,14 +100,64 @@ inline void store(BFloat16* to, float value) {  // round to nearest, ties to eve
     to->bits = is_nan ? 0x7FC0 : (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
 }
 
+inline void store_pair(float* to, const Pair& pair) {
+    for (int lane = 0; lane < LANES; ++lane) store(to + lane, pair.first[lane]), store(to + LANES + lane, pair.second[lane]);
+}
+inline void store_pair(BFloat16* to, const Pair& pair) {
+    for (int lane = 0; lane < LANES; ++lane) store(to + 2 * lane, pair.first[lane]), store(to + 2 * lane + 1, pair.second[lane]);
+}
+
+// Adds each block of STEP lanes to the next one, those of `left` into even blocks and those of `right` into odd ones.
+template <int STEP>
+inline Floats folded(Floats left, Floats right) {
+    constexpr auto from = [](int lane, bool is_upper) {
+        const int within = lane % (2 * STEP), start = lane - within;
+        const bool is_right = within >= STEP;
+        return start + within % STEP + (is_upper ? STEP : 0) + (is_right ? LANES : 0);
+    };
+#define LANES_OF(upper)                                                                                               \
+    from(0, upper), from(1, upper), from(2, upper), from(3, upper), from(4, upper), from(5, upper), from(6, upper),    \
+        from(7, upper), from(8, upper), from(9, upper), from(10, upper), from(11, upper), from(12, upper),             \
+        from(13, upper), from(14, upper), from(15, upper)
+    return __builtin_shufflevector(left, right, LANES_OF(false)) + __builtin_shufflevector(left, right, LANES_OF(true));
+#undef LANES_OF
+}
+
+// Lane i of the result is the total of vector i.
+inline Floats totals(Floats (&vectors)[LANES]) {
+    for (int i = 0; i < 8; ++i) vectors[i] = folded<8>(vectors[i], vectors[i + 8]);
+    for (int i = 0; i < 4; ++i) vectors[i] = folded<4>(vectors[i], vectors[i + 4]);
+    for (int i = 0; i < 2; ++i) vectors[i] = folded<2>(vectors[i], vectors[i + 2]);
+    return folded<1>(vectors[0], vectors[1]);
+}
+
+// Product of a query with a key (D,), not summed over the lanes. Whole pairs of the query are in the order of `load_pair`.
 template <typename Element>
-inline float dot(const float* left, const Element* right, int64_t size) {
+inline Floats product(const float* query, const Element* key, int64_t size) {
     Floats sums{};
     int64_t d = 0;
-    for (; d + LANES <= size; d += LANES) sums += load(left + d) * load(right + d);
-    float sum = total(sums);
-    for (; d < size; ++d) sum += left[d] * to_float(right[d]);
-    return sum;
+    for (; d + PAIR <= size; d += PAIR) {
+        const Pair pair = load_pair(key + d);
+        sums += load(query + d) * pair.first;
+        sums += load(query + d + LANES) * pair.second;
+    }
+    for (; d < size; ++d) sums[0] += query[d] * to_float(key[d]);
+    return sums;
+}
+
+// Products of a query with `count` keys (T, D); `scores` has room for LANES more.
+template <typename Element>
+inline void multiply(const float* query, const Element* keys, int64_t count, int64_t size, float* scores) {
+    Floats sums[LANES];
+    int64_t start = 0;
+    for (; start + LANES <= count; start += LANES) {
+#pragma GCC unroll 16
+        for (int t = 0; t < LANES; ++t) sums[t] = product(query, keys + (start + t) * size, size);
+        *reinterpret_cast<Floats*>(scores + start) = totals(sums);
+    }
+    if (start == count) return;
+    for (int t = 0; t < LANES; ++t) sums[t] = start + t < count ? product(query, keys + (start + t) * size, size) : Floats{};
+    *reinterpret_cast<Floats*>(scores + start) = totals(sums);
 }
 
 // Softmax of `scores`, (T,) with room for LANES more, not normalised; returns the sum.
@@ -116,18 +174,20 @@ inline float exponentials(float* scores, int64_t count) {
     return total(sums);
 }
 
-// Sum of the rows of `values` (T, D) by their weights, from column `d` on: N vectors of columns at a time.
+// Sum of the rows of `values` (T, D) by their weights, from column `d` on: N pairs of vectors of columns at a time.
 template <int N, typename Element>
 inline int64_t mix_columns(int64_t d, const Element* values, int64_t size, const float* weights, int64_t count,
                            float scale, Element* out) {
-    for (; d + N * LANES <= size; d += N * LANES) {
-        Floats sums[N] = {};
+    for (; d + N * PAIR <= size; d += N * PAIR) {
+        Pair sums[N] = {};
         for (int64_t t = 0; t < count; ++t) {
-            for (int n = 0; n < N; ++n) sums[n] += weights[t] * load(values + t * size + d + n * LANES);
+            for (int n = 0; n < N; ++n) {
+                const Pair pair = load_pair(values + t * size + d + n * PAIR);
+                sums[n].first += weights[t] * pair.first;
+                sums[n].second += weights[t] * pair.second;
+            }
         }
-        for (int n = 0; n < N; ++n) {
-            for (int lane = 0; lane < LANES; ++lane) store(out + d + n * LANES + lane, sums[n][lane] * scale);
-        }
+        for (int n = 0; n < N; ++n) store_pair(out + d + n * PAIR, {sums[n].first * scale, sums[n].second * scale});
     }
     return d;
 }
@@ -137,10 +197,16 @@ template <typename Element, int FIXED>
 inline void attend_head(const Element* query, const Element* keys, const Element* values, int64_t count, int64_t size,
                         float scale, float* scores, float* scaled, Element* out) {
     const int64_t d_size = FIXED ? FIXED : size;
-    for (int64_t d = 0; d < d_size; ++d) scaled[d] = to_float(query[d]) * scale;
-    for (int64_t t = 0; t < count; ++t) scores[t] = dot(scaled, keys + t * d_size, d_size);
+    int64_t d = 0;
+    for (; d + PAIR <= d_size; d += PAIR) {
+        const Pair pair = load_pair(query + d);
+        *reinterpret_cast<Floats*>(scaled + d) = pair.first * scale;
+        *reinterpret_cast<Floats*>(scaled + d + LANES) = pair.second * scale;
+    }
+    for (; d < d_size; ++d) scaled[d] = to_float(query[d]) * scale;
+    multiply(scaled, keys, count, d_size, scores);
     const float share = 1 / exponentials(scores, count);
-    int64_t d = mix_columns<4>(0, values, d_size, scores, count, share, out);
+    d = mix_columns<2>(0, values, d_size, scores, count, share, out);
     d = mix_columns<1>(d, values, d_size, scores, count, share, out);
     for (; d < d_size; ++d) {
         float sum = 0;

@@ -1,0 +1,175 @@
+"""What schedulers do with a job that fails: the same command again, on a new Ray each time, until it ends with 0."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import job
+from pipeline.jobfile import load_job
+from pipeline.storage import open_folder
+from tests.fake_store import fake_store
+from tests.flows import part_bytes, write_prompts
+from tests.local_ray import free_port
+
+ROOT = Path(__file__).parent.parent
+NUM_SHARDS = 100
+
+
+def small_job(tmp_path: Path, **changes: Any) -> Path:
+    """A job file of the demo model over a local input; with its parts as they should be in `undisturbed/`."""
+    source = write_prompts(tmp_path / "prompts.parquet", ["The quiet fox", "Every bee"] * (NUM_SHARDS // 2))
+    strategies = [{"name": "nucleus", "type": "sampling", "max_new_tokens": 8, "top_p": 0.94}]
+    values = {
+        "model": "demo",
+        "input": {"path": str(source), "id_column": "id"},
+        "output": {"path": "unused"},
+        "strategies": strategies,
+        "run": {"replicas": 1, "shard_rows": 1},
+    } | changes
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(values))
+    job.run(load_job(path, [f"output.path={tmp_path / 'undisturbed'}"]), job.here)
+    return path
+
+
+def attempt(command: list[str], ended_by: signal.Signals | None, **environment: str) -> int:
+    """The exit code of a command, which gets a signal, with all that it started, when some parts are done."""
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | environment, start_new_session=True
+    )
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if ended_by and sum(".parquet" in line for line in said) == 3:
+            os.killpg(process.pid, ended_by)
+            break
+    said += process.communicate()[1].splitlines()
+    assert process.returncode == 0 or ended_by, said
+    return process.returncode
+
+
+@contextmanager
+def ray_head(environment: dict[str, str]) -> Iterator[str]:
+    """A new cluster of one node with a logical GPU; its address. It ends with `kill -9`."""
+    ports = {"port": free_port(), "dashboard-agent-listen-port": free_port(), "metrics-export-port": free_port()}
+    options = [f"--{name}={port}" for name, port in ports.items()]
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=1",
+        "--num-gpus=1",
+    ]
+    process = subprocess.Popen(
+        [*command, "--include-dashboard=false", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | environment,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert any("Ray runtime started" in line for line in process.stdout)
+        yield f"127.0.0.1:{ports['port']}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_rayjob_whose_clusters_are_lost_is_done_within_its_retries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As KubeRay does: for each retry a new cluster and the entrypoint of the manifest."""
+    manifest, settings = list(yaml.safe_load_all((ROOT / "deploy/rayjob.yaml").read_text()))[:2]
+    run = yaml.safe_load(settings["data"]["job.yaml"])["run"] | {"replicas": 1, "shard_rows": 1}
+    job_file = small_job(tmp_path, run=run)
+    with fake_store("s3") as server:
+        places = {"/etc/batchgen/job.yaml": str(job_file), "s3://your-bucket": server.url, "python": sys.executable}
+        entrypoint = [
+            re.sub("|".join(places), lambda found: places[found[0]], word)
+            for word in shlex.split(manifest["spec"]["entrypoint"])
+        ]
+        codes, kept = [], []
+        for ended_by in (signal.SIGTERM, signal.SIGKILL, None):
+            with ray_head(server.environment) as address:
+                codes.append(attempt(entrypoint, ended_by, RAY_ADDRESS=address, **server.environment))
+            kept.append(sum(key.startswith("out/data/") for key in server.objects))
+        assert codes == [4, -signal.SIGKILL, 0]
+        assert len(codes) - 1 <= manifest["spec"]["backoffLimit"]
+        assert 3 <= kept[0] < kept[1] < kept[2] == NUM_SHARDS
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        folder = open_folder(f"{server.url}/out")
+        assert folder.read("_SUCCESS") is not None
+        parts = {key.removeprefix("data/"): folder.read(key) for key in folder.list_keys("data")}
+        assert parts == part_bytes(tmp_path / "undisturbed")
+
+
+class Task:
+    """What the DAG of the documentation makes: a DAG is a context, an operator its arguments."""
+
+    last: Task
+
+    def __init__(self, *names: str, **arguments: Any) -> None:
+        self.arguments = arguments
+        Task.last = self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+
+def documented_task(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Arguments of the operator in docs/cluster.md, read without Airflow."""
+    for name, members in {
+        "airflow.sdk": ["DAG"],
+        "airflow.providers.standard.operators.bash": ["BashOperator"],
+    }.items():
+        module = ModuleType(name)
+        for member in members:
+            setattr(module, member, Task)
+        monkeypatch.setitem(sys.modules, name, module)
+    page = (ROOT / "docs/cluster.md").read_text()
+    [snippet] = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "airflow" in code]
+    exec(snippet, {})
+    return Task.last.arguments
+
+
+def test_airflows_retries_of_the_documented_task_finish_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Airflow does: every exit code but 0 is tried again; a task that is stopped, or whose worker is lost, too."""
+    task = documented_task(monkeypatch)
+    job_file, out = small_job(tmp_path), tmp_path / "out"
+    command = task["bash_command"].replace("batchgen", f"{sys.executable} -m pipeline.cli")
+    command = command.replace("/shared/job.yaml", str(job_file)).replace("s3://your-bucket/out", str(out))
+    codes, kept = [], []
+    for ended_by in (signal.SIGTERM, signal.SIGKILL, None):
+        codes.append(attempt(["bash", "-c", command], ended_by))
+        kept.append(len(part_bytes(out)))
+    assert len(codes) - 1 <= task["retries"]
+    assert task["retry_delay"] >= timedelta(minutes=1)
+    assert codes == [4, -signal.SIGKILL, 0]
+    assert 3 <= kept[0] < kept[1] < kept[2] == NUM_SHARDS
+    assert part_bytes(out) == part_bytes(tmp_path / "undisturbed")
