@@ -253,8 +253,7 @@ def report(
         written = write_report(
             folder, output, num_prompts=num_prompts, row_ids=row_ids, baseline=baseline, may_replace=force
         )
-        shown = f"{written.num_shown:,} of {written.num_prompts:,} prompts"
-        click.echo(f"{written.path} · {written.num_bytes / 1e6:.1f} MB · {shown}")
+        click.echo(written)
 
 
 @command(
@@ -323,6 +322,7 @@ def _progress(as_json: bool = False) -> Iterator[Progress]:
 
 def _summarise(finished: Run) -> None:
     """What came out, where it lies, and how to look at it."""
+    from pipeline.status_screen import spent
     from pipeline.terminal import print_table
 
     totals, folder = finished.manifest["totals"], finished.folder
@@ -335,6 +335,8 @@ def _summarise(finished: Run) -> None:
         f"{said} · {totals['rows']:,} rows: {totals['ok']:,} ok, {totals['errors']:,} errors · "
         f"{totals['generated_tokens']:,} tokens · {folder}"
     )
+    if said := spent(finished.manifest["timings"]):
+        click.echo(said)
     rows = [
         [
             name,

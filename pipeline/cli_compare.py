@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -16,7 +17,7 @@ MAX_CHANGED, MAX_KL = 0.0, 0.001
 @command(
     "Compare and check",
     """
-    batchgen compare out/before out/after
+    batchgen compare out/before out/after -o compare.html
     batchgen compare out/float32 out/bfloat16 --max-changed 0.1 --max-kl 0.01
     batchgen compare out/demo --strategies greedy,beam5
     """,
@@ -34,6 +35,19 @@ MAX_CHANGED, MAX_KL = 0.0, 0.001
     "-n", "num_examples", type=click.IntRange(0, 20), default=3, show_default=True, help="Changed rows shown."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, with exact numbers.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write a page that opens offline."
+)
+@click.option(
+    "--prompts",
+    "num_prompts",
+    type=click.IntRange(min=1),
+    default=400,
+    show_default=True,
+    metavar="N",
+    help="Most prompts on the page.",
+)
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 def compare(
     folders: tuple[str, ...],
     strategies: str | None,
@@ -41,6 +55,9 @@ def compare(
     max_kl: float | None,
     num_examples: int,
     as_json: bool,
+    output: Path | None,
+    num_prompts: int,
+    force: bool,
 ) -> None:
     """Compare two runs, or two strategies of one run, row by row.
 
@@ -49,25 +66,35 @@ def compare(
     """
     with exit_codes():
         from pipeline.compare import compare_runs, compare_strategies, to_document
-        from pipeline.compare_screen import print_comparison, print_verdict
+        from pipeline.compare_screen import print_comparison, print_verdict, verdict
+        from pipeline.new_file import check_free
+        from pipeline.report.comparison import write_comparison
+        from pipeline.report.selection import ChangePicker
         from pipeline.results import open_run
 
         names = _asked(folders, strategies)
+        if output is not None:
+            check_free(output, may_replace=force)
+        picker = ChangePicker(num_prompts)
+        watch = picker.add if output is not None else None
         if strategies is None:
-            comparison = compare_runs(*map(open_run, folders))
+            first, second = map(open_run, folders)
+            comparison = compare_runs(first, second, watch)
             max_changed = MAX_CHANGED if max_changed is None else max_changed
             max_kl = MAX_KL if max_kl is None else max_kl
         else:
-            comparison = compare_strategies(open_run(folders[0]), *names)
-        agrees = comparison.agrees(max_changed, max_kl)
+            comparison = compare_strategies(open_run(folders[0]), names[0], names[1], watch)
+        found = verdict(comparison, max_changed, max_kl)
+        exit_code = EXIT_WRONG if found.beyond else 0
         if as_json:
             limits = {"max_changed": max_changed, "max_kl": max_kl}
-            echo_json(to_document(comparison) | limits | {"agrees": agrees})
+            echo_json(to_document(comparison) | limits | {"agrees": not found.beyond})
         else:
             print_comparison(comparison, num_examples)
-            print_verdict(comparison, max_changed, max_kl)
-        if not agrees:
-            sys.exit(EXIT_WRONG)
+            print_verdict(found)
+        if output is not None:
+            click.echo(write_comparison(output, comparison, found, picker, exit_code), err=True)
+        sys.exit(exit_code)
 
 
 def _asked(folders: tuple[str, ...], strategies: str | None) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import count
@@ -25,9 +25,10 @@ from pipeline import access
 from pipeline.config import RunConfig
 from pipeline.dispatch import Begun, Died, Dispatcher, Event, Finished, Started
 from pipeline.errors import BatchgenError, ClusterError, ConfigError
+from pipeline.job import OpenWorker
 from pipeline.ledger import Ledger, Work
 from pipeline.lifeline import Lifeline, check_listening, check_owner
-from pipeline.placement import Need, Node, check_room, room
+from pipeline.placement import Need, Node, check_room, check_shared, room
 from pipeline.records import RowError
 from pipeline.shard import Part, Shard, Worker
 
@@ -204,16 +205,23 @@ class RayExecutor:
 
     config: RunConfig
 
-    def __call__(self, open_worker: Callable[[], Worker], shards: Sequence[Shard]) -> Iterator[Part]:
+    def __call__(self, open_worker: OpenWorker, shards: Sequence[Shard]) -> Generator[Part, None, dict[str, float]]:
         """Yield parts as they are published. SIGTERM makes the run end in good order.
 
+        Returns:
+            State -> seconds that replicas were in it, all together.
+
         Raises:
-            ConfigError: the cluster cannot hold one replica.
+            ConfigError: the cluster cannot hold the replicas, or its machines do not share the output folder.
             ClusterError: Ray cannot be reached or died, or replicas die again and again.
             StoppedError: after SIGTERM.
         """
         with _connected(), _sigterm() as is_stopping:
             need = self._need()
+            check_output = partial(self._check_output, open_worker.setup.folder.name, need)
+            check_output()
+            if not self.config.autoscaling:
+                check_room(self.config.replica_limits[0], need, _nodes())
             wanted = self._num_replicas(need)
             log.info("replicas=%d gpus_per_replica=%g", min(wanted, len(shards)), need.gpus)
             start = partial(_actor_class(need).remote, ray.put(open_worker), need.gpus > 0)
@@ -221,7 +229,8 @@ class RayExecutor:
 
             def places() -> int:
                 check_ray()
-                return room(need, _nodes()) if self.config.replicas == "auto" else wanted
+                check_output()
+                return self._num_replicas(need)
 
             pool = RayPool(start, places, check_ray)
             metrics = DriverMetrics()
@@ -233,6 +242,7 @@ class RayExecutor:
             finally:
                 dispatcher.close()
                 log.info("replica seconds: %s", " ".join(f"{state}={s:.1f}" for state, s in metrics.replica_s.items()))
+            return metrics.replica_s
 
     def _need(self) -> Need:
         gpus = self.config.gpus_per_replica
@@ -246,13 +256,19 @@ class RayExecutor:
                 )
         return Need(gpus, self.config.accelerator_type, self.config.label_selector)
 
+    def _check_output(self, output: str, need: Need) -> None:
+        """Refuse a local output folder that replicas may not share; nodes may come at any time."""
+        if self.config.shared_output or "://" in output:
+            return
+        check_shared(output, _driver_address(), need, _nodes(), self.config.autoscaling)
+
     def _num_replicas(self, need: Need) -> int:
-        """How many replicas to start; a cluster that cannot hold them would let them wait for ever."""
-        nodes = _nodes()
-        wanted = room(need, nodes) if self.config.replicas == "auto" else self.config.replicas
-        if not self.config.autoscaling:
-            check_room(max(wanted, 1), need, nodes)
-        return wanted
+        """How many replicas to have now; those that wait are what nodes come for."""
+        fewest, most = self.config.replica_limits
+        if most is not None and self.config.autoscaling:
+            return most
+        found = room(need, _nodes())
+        return max(fewest, found if most is None else min(found, most))
 
 
 def _actor_class(need: Need) -> Any:
@@ -278,9 +294,20 @@ def _lifeline() -> Lifeline:
     address = os.environ.get("RAY_ADDRESS", "")
     if "://" in address:  # the driver hangs on a proxy, and Ray's client raises when that is gone
         return Lifeline(address, address)
-    context = ray.get_runtime_context()
-    own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    return Lifeline(f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}", context.gcs_address)
+    own = _own_node()
+    return Lifeline(f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}", ray.get_runtime_context().gcs_address)
+
+
+def _own_node() -> dict[str, Any]:
+    """The node that the driver is on."""
+    here = ray.get_runtime_context().get_node_id()
+    return next(node for node in ray.nodes() if node["NodeID"] == here)
+
+
+def _driver_address() -> str:
+    """Of the driver's machine, which is no node's where it hangs on a proxy."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return address if "://" in address else str(_own_node()["NodeManagerAddress"])
 
 
 @contextlib.contextmanager

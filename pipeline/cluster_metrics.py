@@ -13,6 +13,7 @@ from pipeline.records import RowError
 from pipeline.shard import Part
 
 SHARD_SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
+STEP_SECONDS = [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1, 3]
 TOKEN_SECONDS = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3]
 
 
@@ -77,7 +78,12 @@ class ReplicaMetrics:
         self._tokens = Counter("batchgen_replica_tokens", "Tokens that the replica generated.")
         self._busy_s = Counter("batchgen_replica_busy_seconds", "Time that the replica spent on shards.")
         self._engine_s = Counter("batchgen_replica_engine_seconds", "The part of it spent in the engine.")
+        self._passes = Counter("batchgen_replica_passes", "Passes of the model in the decode loop.", ("kind",))
+        self._slot_steps = Counter(
+            "batchgen_replica_slot_steps", "Rows in decode steps, and rows that there was room for.", ("kind",)
+        )
         self._shard_s = Histogram("batchgen_shard_seconds", "Time of a shard.", SHARD_SECONDS)
+        self._step_s = Histogram("batchgen_step_seconds", "Engine time by passes, per shard.", STEP_SECONDS)
         self._token_s = Histogram(
             "batchgen_token_seconds", "Engine time by tokens generated, per shard.", TOKEN_SECONDS
         )
@@ -88,6 +94,12 @@ class ReplicaMetrics:
         add(self._tokens, part.generated_tokens)
         add(self._busy_s, part.seconds)
         add(self._engine_s, part.engine_s)
+        add(self._passes, part.usage.num_prefills, kind="prefill")
+        add(self._passes, part.usage.num_decode_steps, kind="decode")
+        add(self._slot_steps, part.usage.used_slot_steps, kind="used")
+        add(self._slot_steps, part.usage.offered_slot_steps, kind="offered")
         self._shard_s.observe(part.seconds)
+        if part.usage.num_passes:
+            self._step_s.observe(part.engine_s / part.usage.num_passes)
         if part.generated_tokens:
             self._token_s.observe(part.engine_s / part.generated_tokens)

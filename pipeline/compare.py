@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, starmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from pipeline.results import Results
 PLAIN = ["row_id", "row_index", "strategy", "sample_index", "status", "finish_reason"]
 LISTS = ["prompt_token_ids", "token_ids", "top_token_ids", "top_probs"]
 LEAST = 1e-7  # of a probability: what float32 leaves of the rest
+KL_BOUNDS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # nats, of the histogram
 MOST_EXAMPLES = 20
 
 Ids = npt.NDArray[np.int32]
@@ -43,6 +44,35 @@ class View(NamedTuple):
     token_ids: Ids
     top_ids: Ids
     top_probs: Probs
+
+
+class Pair(NamedTuple):
+    """A completion and its counterpart, None where a side has none.
+
+    Attributes:
+        step: first step that differs, 0 for another prompt, the number of tokens where only the ways to end differ;
+            None for the same, and where a side has none.
+        kl: (S,) KL(one || other) in nats of the steps that saw the same text and have alternatives; see `kl`.
+        prob_off_by: largest difference of a probability there.
+    """
+
+    one: View | None
+    other: View | None
+    step: int | None
+    kl: npt.NDArray[np.float64]
+    prob_off_by: float
+
+    @property
+    def view(self) -> View:
+        """Either of the two."""
+        view = self.one or self.other
+        assert view is not None
+        return view
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether it differs, or stands on one side alone."""
+        return self.step is not None or self.one is None or self.other is None
 
 
 class Example(NamedTuple):
@@ -67,6 +97,7 @@ class Difference:
         steps: first step that differs -> rows.
         kl_sum, kl_max: KL(first || second) in nats over steps that saw the same text; see `kl`.
         num_steps: such steps.
+        kl_counts: of them, by the bin of `KL_BOUNDS`: the first is below all, the last is open.
         prob_off_by: largest difference of a probability that both recorded there.
         examples: some of the rows that changed.
     """
@@ -80,6 +111,7 @@ class Difference:
     kl_sum: float = 0.0
     kl_max: float = 0.0
     num_steps: int = 0
+    kl_counts: list[int] = field(default_factory=lambda: [0] * (len(KL_BOUNDS) + 1))
     prob_off_by: float = 0.0
     examples: list[Example] = field(default_factory=list)
 
@@ -99,6 +131,27 @@ class Difference:
         """Median of the first steps that differ, None if nothing changed."""
         found = sorted(self.steps.elements())
         return found[(len(found) - 1) // 2] if found else None
+
+    def add(self, pair: Pair) -> None:
+        """Count a pair of completions."""
+        one, other = pair.one, pair.other
+        if one is None or other is None:
+            self.only_first += other is None
+            self.only_second += one is None
+            return
+        self.num_rows += 1
+        if pair.step is not None:
+            self.num_changed += 1
+            self.steps[pair.step] += 1
+            if len(self.examples) < MOST_EXAMPLES:
+                self.examples.append(_example(one, other, pair.step))
+        if len(pair.kl):
+            self.num_steps += len(pair.kl)
+            self.kl_sum += float(pair.kl.sum())
+            self.kl_max = max(self.kl_max, float(pair.kl.max()))
+            self.prob_off_by = max(self.prob_off_by, pair.prob_off_by)
+            bins = np.bincount(np.searchsorted(KL_BOUNDS, pair.kl, "right"), minlength=len(self.kl_counts))
+            self.kl_counts = [sum(both) for both in zip(self.kl_counts, bins.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -130,14 +183,16 @@ class Comparison:
         """Largest KL divergence of a step."""
         return max((each.kl_max for each in self.by_strategy), default=0.0)
 
-    def agrees(self, max_changed: float | None, max_kl: float | None) -> bool:
-        """Whether both are within what is given; None asks nothing."""
-        is_changed = max_changed is not None and self.changed_share > max_changed
-        return not is_changed and not (max_kl is not None and self.kl_max > max_kl)
+
+Watcher = Callable[[tuple[str, str], Pair], None]
 
 
-def compare_runs(first: Results, second: Results) -> Comparison:
+def compare_runs(first: Results, second: Results, watch: Watcher | None = None) -> Comparison:
     """Compare the strategies that two runs over the same input share by name.
+
+    Args:
+        first, second: the runs.
+        watch: is shown every pair, with the names of its strategy, in the order of the input.
 
     Raises:
         InputError: they share no strategy or vocabulary, or the same input row has another id.
@@ -156,18 +211,16 @@ def compare_runs(first: Results, second: Results) -> Comparison:
             "Compare runs of models with one tokenizer.",
         )
     found = {name: Difference((name, name)) for name in shared}
-    for one, other in _matched(_views(first), _views(second)):
-        view = one or other
-        assert view is not None
-        if view.strategy in found:
-            _note(found[view.strategy], one, other)
+    for pair in pairs(_views(first), _views(second)):
+        if (name := pair.view.strategy) in found:
+            _count(found[name], pair, watch)
     settings = tuple(differences(first.run.identity, second.run.identity))
     sums = tuple((first.sums[name], second.sums[name]) for name in shared)
     return Comparison((first.folder, second.folder), settings, tuple(found.values()), sums, (first, second))
 
 
-def compare_strategies(results: Results, first: str, second: str) -> Comparison:
-    """Compare two strategies of a run, sample with sample.
+def compare_strategies(results: Results, first: str, second: str, watch: Watcher | None = None) -> Comparison:
+    """Compare two strategies of a run, sample with sample; `watch` as for `compare_runs`.
 
     Raises:
         InputError: the run has not both.
@@ -178,8 +231,8 @@ def compare_strategies(results: Results, first: str, second: str) -> Comparison:
             there = ", ".join(f"`{each}`" for each in known)
             raise InputError(f"the run has no strategy `{name}`; there are {there}.", "Name two of these.")
     found = Difference((first, second))
-    for one, other in _matched(_views_of(results, first), _views_of(results, second)):
-        _note(found, one, other)
+    for pair in pairs(*(of_strategy(_views(results), name) for name in (first, second))):
+        _count(found, pair, watch)
     one_way, other_way = (
         known[name].model_dump(mode="json", exclude={"name"}, exclude_defaults=True) for name in (first, second)
     )
@@ -202,7 +255,7 @@ def kl(one: View, other: View, num_steps: int) -> tuple[npt.NDArray[np.float64],
     Taken over the tokens that both recorded and one bucket for all others: exact for what is recorded, and never more
     than the divergence of the whole distributions.
     """
-    if not one.top_ids.shape[1] or not other.top_ids.shape[1]:
+    if not num_steps or not one.top_ids.shape[1] or not other.top_ids.shape[1]:
         return np.empty(0), 0.0
     is_same = one.top_ids[:num_steps, :, None] == other.top_ids[:num_steps, None, :]  # (S, K, K)
     p = np.where(is_same.any(2), one.top_probs[:num_steps], 0).astype(np.float64)  # (S, K), 0 for those not shared
@@ -212,28 +265,38 @@ def kl(one: View, other: View, num_steps: int) -> tuple[npt.NDArray[np.float64],
     return np.maximum(divergence, 0), float(np.abs(p - q).max(initial=0))
 
 
-def _note(found: Difference, one: View | None, other: View | None) -> None:
-    """Count a pair of completions."""
+def pairs(first: Iterator[View], second: Iterator[View]) -> Iterator[Pair]:
+    """Completions of the same input row, strategy and sample, in the order of the input.
+
+    Raises:
+        InputError: an input row has another id on the other side.
+    """
+    return starmap(pair_of, _matched(first, second))
+
+
+def pair_name(names: tuple[str, str]) -> str:
+    """A strategy of two runs, or two strategies of one, in words."""
+    return names[0] if names[0] == names[1] else " → ".join(names)
+
+
+def pair_of(one: View | None, other: View | None) -> Pair:
+    """A completion and its counterpart, compared."""
     if one is None or other is None:
-        found.only_first += other is None
-        found.only_second += one is None
-        return
-    found.num_rows += 1
-    is_same_prompt = np.array_equal(one.prompt, other.prompt)
-    step = first_difference(one.token_ids, other.token_ids) if is_same_prompt else 0
-    if step is not None or one.end != other.end:
-        step = len(one.token_ids) if step is None else step
-        found.num_changed += 1
-        found.steps[step] += 1
-        if len(found.examples) < MOST_EXAMPLES:
-            found.examples.append(_example(one, other, step))
-    num_steps = min(len(one.top_ids), len(other.top_ids), len(one.token_ids) if step is None else step + 1)
-    if num_steps and is_same_prompt:
-        divergence, off_by = kl(one, other, num_steps)
-        found.num_steps += len(divergence)
-        found.kl_sum += float(divergence.sum())
-        found.kl_max = max(found.kl_max, float(divergence.max(initial=0)))
-        found.prob_off_by = max(found.prob_off_by, off_by)
+        return Pair(one, other, None, np.empty(0), 0.0)
+    if not np.array_equal(one.prompt, other.prompt):
+        return Pair(one, other, 0, np.empty(0), 0.0)
+    step = first_difference(one.token_ids, other.token_ids)
+    num_same = len(one.token_ids) if step is None else step + 1
+    divergence, off_by = kl(one, other, min(len(one.top_ids), len(other.top_ids), num_same))
+    if step is None and one.end != other.end:
+        step = len(one.token_ids)
+    return Pair(one, other, step, divergence, off_by)
+
+
+def _count(found: Difference, pair: Pair, watch: Watcher | None) -> None:
+    found.add(pair)
+    if watch is not None:
+        watch(found.names, pair)
 
 
 def _example(one: View, other: View, step: int) -> Example:
@@ -274,15 +337,16 @@ def _pairs(one: Sequence[View], other: Sequence[View]) -> Iterator[tuple[View | 
 def _views(results: Results) -> Iterator[View]:
     """All completions of a run, in order."""
     for table in results.batches([*PLAIN, *LISTS]):
-        yield from _table_views(table)
+        yield from table_views(table)
 
 
-def _views_of(results: Results, strategy: str) -> Iterator[View]:
-    """Completions of one strategy, in order and without its name, so that they match those of another."""
-    return (view._replace(strategy="") for view in _views(results) if view.strategy == strategy)
+def of_strategy(views: Iterator[View], strategy: str) -> Iterator[View]:
+    """Those of one strategy, without its name, so that they match those of another."""
+    return (view._replace(strategy="") for view in views if view.strategy == strategy)
 
 
-def _table_views(table: pa.Table) -> Iterator[View]:
+def table_views(table: pa.Table) -> Iterator[View]:
+    """Completions of a table with columns `PLAIN` and `LISTS`."""
     plain = zip(*(table[name].to_pylist() for name in PLAIN), strict=True)
     prompts, tokens = (_flat(table[name]) for name in LISTS[:2])
     top_ids, top_probs = (_steps(table[name]) for name in LISTS[2:])
@@ -305,6 +369,11 @@ def _steps(column: pa.ChunkedArray) -> tuple[Any, list[int]]:
     values = whole.flatten().flatten().to_numpy(zero_copy_only=False)
     count = int(lengths.sum())
     return values.reshape(count, -1) if count else values.reshape(0, 0), [0, *np.cumsum(lengths).tolist()]
+
+
+def kl_names() -> list[str]:
+    """What the bins of a histogram of divergences hold, in nats: `<1e-08`, then `1e-08` for `1e-08` to `1e-07`."""
+    return [f"<{KL_BOUNDS[0]:g}", *(f"{bound:g}" for bound in KL_BOUNDS)]
 
 
 def metrics(sums: Sums) -> dict[str, float | None]:
@@ -345,6 +414,7 @@ def to_document(comparison: Comparison) -> dict[str, Any]:
                 "median_first_step": each.median_step,
                 "kl_mean": each.kl_mean,
                 "kl_max": each.kl_max,
+                "kl_steps": dict(zip(kl_names(), each.kl_counts, strict=True)),
                 "prob_off_by": each.prob_off_by,
                 "metrics": {"first": metrics(first), "second": metrics(second)},
                 "examples": [example._asdict() for example in each.examples],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
 
-from pipeline.compare import Comparison, Difference, Example, metrics
+from pipeline.compare import Comparison, Difference, Example, metrics, pair_name
 from pipeline.metrics import Sums
 from pipeline.painting import pieces
 from pipeline.results import Results
@@ -31,7 +32,7 @@ def print_comparison(comparison: Comparison, num_examples: int) -> None:
     print_table(METRICS, rows)
     print()
     examples = [
-        [each.row_id, _name(found), each.sample_index, each.step, *_tokens(each, comparison)]
+        [each.row_id, pair_name(found.names), each.sample_index, each.step, *_tokens(each, comparison)]
         for found in comparison.by_strategy
         for each in found.examples[:num_examples]
     ]
@@ -40,18 +41,43 @@ def print_comparison(comparison: Comparison, num_examples: int) -> None:
         print()
 
 
-def print_verdict(comparison: Comparison, max_changed: float | None, max_kl: float | None) -> None:
-    """Whether they agree, on stdout; what went beyond what, on stderr."""
-    changed = f"{100 * comparison.changed_share:.3g} % of the rows changed"
-    said = f"{changed} · largest KL {comparison.kl_max:.2g} nats where both saw the same text"
-    if max_changed is None and max_kl is None:
-        print(said)
-        return
-    print(f"{'agree' if comparison.agrees(max_changed, max_kl) else 'DIFFER'} · {said}")
+class Verdict(NamedTuple):
+    """Whether two sides agree, in words.
+
+    Attributes:
+        word: `agree`, `DIFFER`, or "" where nothing was asked.
+        asked: the tolerances, as options.
+        said: how much changed.
+        beyond: what went beyond what.
+    """
+
+    word: str
+    asked: tuple[str, ...]
+    said: str
+    beyond: tuple[str, ...]
+
+
+def verdict(comparison: Comparison, max_changed: float | None, max_kl: float | None) -> Verdict:
+    """What to say of the tolerances; None asks nothing."""
+    said = (
+        f"{100 * comparison.changed_share:.3g} % of the rows changed · "
+        f"largest KL {comparison.kl_max:.2g} nats where both saw the same text"
+    )
+    beyond = []
     if max_changed is not None and comparison.changed_share > max_changed:
-        print(f"more than --max-changed {max_changed:g} of the rows changed", file=sys.stderr)
+        beyond.append(f"more than --max-changed {max_changed:g} of the rows changed")
     if max_kl is not None and comparison.kl_max > max_kl:
-        print(f"a step has a KL above --max-kl {max_kl:g}", file=sys.stderr)
+        beyond.append(f"a step has a KL above --max-kl {max_kl:g}")
+    limits = {"--max-changed": max_changed, "--max-kl": max_kl}
+    asked = tuple(f"{option} {limit:g}" for option, limit in limits.items() if limit is not None)
+    return Verdict(("DIFFER" if beyond else "agree") if asked else "", asked, said, tuple(beyond))
+
+
+def print_verdict(found: Verdict) -> None:
+    """Whether they agree, on stdout; what went beyond what, on stderr."""
+    print(" · ".join(filter(None, (found.word, found.said))))
+    for line in found.beyond:
+        print(line, file=sys.stderr)
 
 
 def _changes(each: Difference) -> list[object]:
@@ -62,12 +88,7 @@ def _changes(each: Difference) -> list[object]:
     share = f"{each.num_changed:,} ({100 * each.num_changed / max(1, each.num_rows):.1f} %)"
     step = "–" if each.median_step is None else f"{min(each.steps)} (median {each.median_step})"
     mean = "–" if each.kl_mean is None else f"{each.kl_mean:.2g}"
-    return [_name(each), rows, share, step, mean, f"{each.kl_max:.2g}", f"{each.prob_off_by:.2g}"]
-
-
-def _name(each: Difference) -> str:
-    first, second = each.names
-    return first if first == second else f"{first} → {second}"
+    return [pair_name(each.names), rows, share, step, mean, f"{each.kl_max:.2g}", f"{each.prob_off_by:.2g}"]
 
 
 def _metrics(sums: Sums) -> list[str]:

@@ -86,6 +86,20 @@ class OutputConfig(Frozen):
     prompt_logprobs: bool = Field(default=False, description="Record the log-probability of each prompt token.")
 
 
+class ReplicaRange(Frozen):
+    """How many replicas there may be, where that changes with the cluster."""
+
+    min: int = Field(default=1, ge=1, description="Replicas that must find room before the job starts.")
+    max: int = Field(ge=1, description="Replicas to have at most, as room comes and as long as there is work.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max < self.min:
+            message = f"`run.replicas.max` must be at least `min`, {self.min}, but is {self.max}"
+            raise broken_rule(message, "Raise `max` or lower `min`.", "max")
+        return self
+
+
 class RunConfig(Frozen):
     """How the work is spread.
 
@@ -93,8 +107,9 @@ class RunConfig(Frozen):
     differently.
     """
 
-    replicas: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        default="auto", description="Copies of the model; auto: one per GPU, else one per CPU core."
+    replicas: Literal["auto"] | Annotated[int, Field(ge=1)] | ReplicaRange = Field(
+        default="auto",
+        description="Copies of the model, or {min: 1, max: 4} of them; auto: one per GPU, else one per CPU core.",
     )
     gpus_per_replica: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         default="auto", description="GPUs per replica, fractions allowed; auto: 1 where there are GPUs, else 0."
@@ -108,6 +123,9 @@ class RunConfig(Frozen):
     )
     autoscaling: bool = Field(
         default=False, description="Nodes come when replicas wait for them, so do not ask whether there is room now."
+    )
+    shared_output: bool = Field(
+        default=False, description="A local output path is the same folder on all machines, as on NFS."
     )
     shard_rows: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default="auto", description="Input rows per shard, which is one unit of work, retry and output file."
@@ -141,6 +159,17 @@ class RunConfig(Frozen):
             message = "`run.replicas` must be a number under `run.autoscaling`: nodes come for the replicas that wait"
             raise broken_rule(message, "Set it to how many of them there should be.", "replicas")
         return self
+
+    @property
+    def replica_limits(self) -> tuple[int, int | None]:
+        """Fewest and most replicas; None for as many as there is room for."""
+        match self.replicas:
+            case ReplicaRange(min=fewest, max=most):
+                return fewest, most
+            case int(number):
+                return number, number
+            case _:
+                return 1, None
 
 
 def _without_fault(item: Any) -> Any:

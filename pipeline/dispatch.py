@@ -1,8 +1,9 @@
 """The driver's loop: start replicas, lease them work, and recover from whatever becomes of them. It knows no Ray.
 
 A `Pool` runs replicas and says what happens to them. One that dies is replaced, later if that happened in its place
-before and nothing was done; one that gives no sign of life for longer than its work can take is ended. When the driver
-is told to stop, what is under way is finished and nothing else begun.
+before and nothing was done; one that gives no sign of life for longer than its work can take is ended. One that is no
+longer needed is released, so that others may have its GPU. When the driver is told to stop, what is under way is
+finished and nothing else begun.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ log = logging.getLogger("batchgen.dispatch")
 
 TICK_S = 1.0  # longest wait for an event
 LOOK_S = 5.0  # between two looks at the size of the cluster
+IDLE_S = 10.0  # without work to give, before a replica is released; loading a model again takes about as long
 PATIENCE_S = 30.0  # without a running replica, before a word about it
 
 HUNG = RowError(
@@ -179,6 +181,7 @@ class Dispatcher:
             parts = self._collect()
             self._end_hung()
             self._lease()
+            self._release_idle()
             self._tell()
             yield from parts
 
@@ -205,6 +208,19 @@ class Dispatcher:
             if len(self.ledger.leases[replica]) == 1:
                 self.members[replica].seen = self.now
             self.pool.give(replica, work)
+
+    def _release_idle(self) -> None:
+        """End replicas that wait for nothing, or for a place; as many stay as there is work for, should others die."""
+        spare = len(self.members) - self.ledger.num_open
+        if spare <= 0 or self.ledger.is_done:
+            return
+        idle = [replica for replica in self.members if not self.ledger.leases.get(replica)]
+        due = [replica for replica in idle if self.now - self.members[replica].seen >= IDLE_S]
+        due.sort(key=lambda replica: self.members[replica].is_running)  # those without a place first
+        for replica in due[:spare]:
+            self._dismiss(replica)
+        if due:
+            log.info("released %d replicas that have no work left; %d go on", len(due[:spare]), len(self.members))
 
     def _tell(self) -> None:
         if self.listener:

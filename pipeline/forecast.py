@@ -73,7 +73,7 @@ class Takes(NamedTuple):
 
     Attributes:
         replica_s: seconds that one replica would take for what is left.
-        run_s: the same for the replicas of the job; None where it does not say how many.
+        run_s: the same for the most replicas of the job; None where it does not say how many.
         gpu_hours: of all replicas together; None on CPUs.
         output_bytes: of all parts.
     """
@@ -282,10 +282,10 @@ def _takes(plan: Plan, num_done: int, device: str, trials: Sequence[Trial]) -> T
     num_left = len(plan.shards) - num_done
     rows_left = min(num_left * plan.shard_rows, plan.dataset.num_rows)
     replica_s = (min(paces) * rows_left, max(paces) * rows_left)
-    replicas, gpus = plan.job.run.replicas, plan.job.run.gpus_per_replica
+    (_, most), gpus = plan.job.run.replica_limits, plan.job.run.gpus_per_replica
     run_s = None
-    if replicas != "auto":  # a replica does whole shards
-        rows_each = min(-(-num_left // replicas) * plan.shard_rows, rows_left)
+    if most is not None:  # a replica does whole shards
+        rows_each = min(-(-num_left // most) * plan.shard_rows, rows_left)
         run_s = (min(paces) * rows_each, max(paces) * rows_each)
     gpu_hours = None
     if device != "cpu":

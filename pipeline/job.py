@@ -1,27 +1,48 @@
 """A whole run: plan, skip what is done, have the rest done, and write the manifest. It does not know who does the work.
 
 An executor takes a way to open a worker and the shards to do, and yields parts as they are published, in any order:
-`here` runs them in this process, `cluster.RayExecutor` on Ray.
+`here` runs them in this process, `cluster.RayExecutor` on Ray. One with replicas returns how long they were in which
+state.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from pipeline import manifest
 from pipeline.config import Job
 from pipeline.errors import ConfigError, ErrorRateError
 from pipeline.lease import hold
 from pipeline.plan import Plan, make_plan
-from pipeline.shard import EngineMaker, Part, Shard, Worker, make_engine, open_worker, published
+from pipeline.records import Usage
+from pipeline.shard import EngineMaker, Part, Setup, Shard, Worker, make_engine, open_worker, published
 from pipeline.storage import Folder, open_folder
 from pipeline.tally import Listed, Tally
 
-Executor = Callable[[Callable[[], Worker], Sequence[Shard]], Iterator[Part]]
+
+@dataclass(frozen=True, slots=True)
+class OpenWorker:
+    """Opens a worker in the process in which it is called."""
+
+    setup: Setup
+    engine_maker: EngineMaker
+
+    def __call__(self) -> Worker:
+        """The worker.
+
+        Raises:
+            ConfigError: this machine has another output folder than the driver.
+            ModelError: it has another checkpoint.
+        """
+        manifest.check_seen(self.setup.folder)
+        return open_worker(self.setup, self.engine_maker)
+
+
+Executor = Callable[[OpenWorker, Sequence[Shard]], Iterator[Part]]
 
 
 class Progress(Protocol):
@@ -54,6 +75,45 @@ class Run(NamedTuple):
         return float(totals["errors"] / max(1, totals["rows"]))
 
 
+@dataclass(slots=True)
+class Spent:
+    """What a run took of time and of what it held; parts that were there before do not count.
+
+    Attributes:
+        start: when it began, by `time.perf_counter`.
+        shards_s: of all shards, one after another.
+        engine_s: the part of it spent in the engine.
+        replica_s: state -> seconds of all replicas; empty without replicas.
+    """
+
+    start: float = field(default_factory=time.perf_counter)
+    shards_s: float = 0.0
+    engine_s: float = 0.0
+    usage: Usage = field(default_factory=Usage)
+    replica_s: Mapping[str, float] = field(default_factory=dict)
+
+    def heard(self, parts: Iterator[Part]) -> Iterator[Part]:
+        """The parts of an executor, until it returns what its replicas did, if it does."""
+        self.replica_s = (yield from cast(Generator[Part, None, Mapping[str, float] | None], parts)) or {}
+
+    def add(self, part: Part) -> None:
+        """One more part is published."""
+        self.shards_s, self.engine_s = self.shards_s + part.seconds, self.engine_s + part.engine_s
+        self.usage += part.usage
+
+    def timings(self) -> dict[str, Any]:
+        """For the manifest."""
+        occupancy = self.usage.occupancy
+        return {
+            "elapsed_s": round(time.perf_counter() - self.start, 3),
+            "shards_s": round(self.shards_s, 3),
+            "engine_s": round(self.engine_s, 3),
+            "replica_s": {state: round(seconds, 3) for state, seconds in self.replica_s.items()},
+            "batch_occupancy": None if occupancy is None else round(occupancy, 4),
+            "step_s": round(self.engine_s / self.usage.num_passes, 6) if self.usage.num_passes else None,
+        }
+
+
 def here(make_worker: Callable[[], Worker], shards: Sequence[Shard]) -> Iterator[Part]:
     """Do the shards one after another in this process."""
     worker = make_worker()
@@ -80,7 +140,7 @@ def run(
     Raises:
         BatchgenError: with what to do; all published parts are kept.
     """
-    start, seconds = time.perf_counter(), 0.0
+    spent = Spent()
     plan = make_plan(job)
     folder = checked_output(plan, open_output)
     if (stored := manifest.finished(folder, plan)) is not None:
@@ -94,16 +154,16 @@ def run(
             progress.start(plan.num_output_rows, len(plan.shards), tally)
         if todo:
             _check_error_rate(tally, plan)
-        for part in execute(partial(open_worker, plan.setup(folder), engine_maker), todo) if todo else ():
+        worker = OpenWorker(plan.setup(folder), engine_maker)
+        for part in spent.heard(execute(worker, todo)) if todo else ():
             still_mine()
             tally.add(published(part, folder))
-            seconds += part.seconds
+            spent.add(part)
             if progress:
                 progress.part(part)
             if len(tally) < len(plan.shards):
                 _check_error_rate(tally, plan)
-        timings = {"elapsed_s": round(time.perf_counter() - start, 3), "shards_s": round(seconds, 3)}
-        return Run(folder.name, manifest.finish(folder, plan, tally, timings), was_finished=False)
+        return Run(folder.name, manifest.finish(folder, plan, tally, spent.timings()), was_finished=False)
 
 
 def checked_output(plan: Plan, open_output: Callable[[str], Folder] = open_folder) -> Folder:

@@ -12,7 +12,7 @@ which rows are guilty, and not on how they were found.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -119,12 +119,12 @@ class Ledger:
         """Shards and trials that are not decided."""
         return self.num_waiting + sum(map(len, self.leases.values()))
 
-    def lease(self, replicas: Iterable[int], num_starting: int) -> list[tuple[int, Work]]:
-        """Lease work to the running replicas: a first piece to each, then a second, as long as enough is left for
-        those that still start."""
+    def lease(self, replicas: Collection[int], num_starting: int) -> list[tuple[int, Work]]:
+        """Lease work to the running replicas: a first piece to each, then a second, as long as enough is left for the
+        others and for those that still start: at the end nothing waits behind one replica while another is idle."""
         given = []
         for limit in range(1, LEASES_PER_REPLICA + 1):
-            spared = num_starting if limit > 1 else 0
+            spared = num_starting + len(replicas) - 1 if limit > 1 else 0
             for replica in replicas:
                 held = self.leases.setdefault(replica, deque())
                 if len(held) < limit and self.num_waiting > spared and not self._clash(held):

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import socket
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.errors import OutputError, StorageError
+from pipeline.errors import ConfigError, OutputError, StorageError
 from pipeline.plan import Plan, library_versions
 from pipeline.schema import MEANINGS
 from pipeline.shard import Part
@@ -80,6 +81,20 @@ def claim(folder: Folder, plan: Plan) -> Folder:
             folder.name,
         )
     return probed
+
+
+def check_seen(folder: Folder) -> None:
+    """Make sure that this process sees the folder that a driver has claimed.
+
+    Raises:
+        ConfigError: the plan is not there.
+    """
+    if folder.read(PLAN) is None:
+        raise ConfigError(
+            f"a replica on {socket.gethostname()} finds no {folder.name}/{PLAN}, which the driver wrote: that machine "
+            "has another folder of this name.",
+            "Use a folder that all machines share, or a URL such as s3://bucket/out.",
+        )
 
 
 def finished(folder: Folder, plan: Plan) -> dict[str, Any] | None:
@@ -190,7 +205,7 @@ def _described(folder: Folder, key: str, data: bytes, fingerprint: str, num_rows
         ) from error
 
 
-def finish(folder: Folder, plan: Plan, tally: Tally, timings: dict[str, float]) -> dict[str, Any]:
+def finish(folder: Folder, plan: Plan, tally: Tally, timings: dict[str, Any]) -> dict[str, Any]:
     """Write everything that a finished run has beside its parts; returns the manifest.
 
     Raises:
@@ -237,7 +252,7 @@ def parse(document: bytes) -> dict[str, Any]:
     return values
 
 
-def summarise(plan: Plan, tally: Tally, timings: dict[str, float], is_exclusive: bool) -> dict[str, Any]:
+def summarise(plan: Plan, tally: Tally, timings: dict[str, Any], is_exclusive: bool) -> dict[str, Any]:
     """The manifest as JSON values, without the list of parts."""
     rows, errors = sum(part.rows for part in tally), tally.errors
     return {

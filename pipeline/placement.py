@@ -84,6 +84,29 @@ def check_room(wanted: int, need: Need, nodes: Sequence[Node]) -> None:
     )
 
 
+def check_shared(output: str, driver: str, need: Need, nodes: Sequence[Node], do_nodes_come: bool) -> None:
+    """Make sure that no replica can be placed on another machine than a local output folder, which nobody has said to
+    be shared.
+
+    Args:
+        output: path of the folder.
+        driver: address of its machine.
+        do_nodes_come: whether an autoscaler brings others.
+
+    Raises:
+        ConfigError: one can.
+    """
+    others = sorted({node.address for node in nodes if node.address != driver and not need.unmet(node)})
+    more = [f"{len(others) - NODES_SHOWN} more"] if len(others) > NODES_SHOWN else []
+    to_come = ["nodes that come under run.autoscaling"] if do_nodes_come else []
+    if others or to_come:
+        raise ConfigError(
+            f"output.path {output} is a folder of the driver's machine, but replicas may be placed elsewhere too: "
+            f"{', '.join([*others[:NODES_SHOWN], *more, *to_come])}.",
+            "Use a URL such as s3://bucket/out, or say run.shared_output: true if all machines share this folder.",
+        )
+
+
 def _matches(label: str | None, rule: str) -> bool:
     """Whether a label keeps a rule of Ray's: `value`, `!value`, `in(a,b)` or `!in(a,b)`."""
     positive = rule.removeprefix("!")

@@ -83,7 +83,7 @@ def _estimates(found: Forecast) -> list[tuple[str, str]]:
     pace = f"{last.tokens / last.seconds:,.0f} tok/s in a batch of {last.rows:,} rows on {found.device}"
     said = [f"{between(*found.takes.replica_s)} on one replica"]
     if found.takes.run_s:
-        said.append(f"{between(*found.takes.run_s)} on the {found.plan.job.run.replicas} of the job")
+        said.append(f"{between(*found.takes.run_s)} on the {found.plan.job.run.replica_limits[1]} of the job")
     if found.takes.gpu_hours:
         low, high = found.takes.gpu_hours
         said.append(f"{low:.3g} to {high:.3g} GPU-hours")

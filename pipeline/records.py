@@ -6,7 +6,7 @@ Shape letters: S steps of a completion, K recorded alternatives, P prompt tokens
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -115,6 +115,43 @@ class Response:
 
     completions: tuple[Completion, ...] | RowError
     prompt_logprobs: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How well a decode loop was filled; adds up over calls, shards and replicas.
+
+    Attributes:
+        num_prefills: passes of the model over new prompts.
+        num_decode_steps: passes that append a token to every running row.
+        used_slot_steps: rows in these steps, all together.
+        offered_slot_steps: rows that the batch had room for: `run.batch_rows`, or fewer where `run.cache_gib` is less.
+    """
+
+    num_prefills: int = 0
+    num_decode_steps: int = 0
+    used_slot_steps: int = 0
+    offered_slot_steps: int = 0
+
+    @property
+    def num_passes(self) -> int:
+        """Turns of the loop."""
+        return self.num_prefills + self.num_decode_steps
+
+    @property
+    def occupancy(self) -> float | None:
+        """Share of the batch that was in use; None where nothing was decoded."""
+        return self.used_slot_steps / self.offered_slot_steps if self.offered_slot_steps else None
+
+    def __add__(self, other: Usage) -> Usage:
+        return self._each(other, 1)
+
+    def __sub__(self, other: Usage) -> Usage:
+        return self._each(other, -1)
+
+    def _each(self, other: Usage, sign: int) -> Usage:
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Usage(*(mine + sign * theirs for mine, theirs in pairs))
 
 
 def row_seed(job_seed: int, row_id: str, strategy: str, sample_index: int) -> int:

@@ -6,11 +6,9 @@ published before a row is computed. Nothing that was there before is touched.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +16,14 @@ import numpy as np
 
 from pipeline import manifest
 from pipeline.errors import InputError, OutputError
-from pipeline.job import Executor, Progress
+from pipeline.job import Executor, OpenWorker, Progress, Spent
 from pipeline.lease import hold
 from pipeline.plan import Plan, library_versions
 from pipeline.proofs.columns import Array
 from pipeline.recorded import Recorded, open_run
 from pipeline.reopen import plan_again
 from pipeline.retries import Retry, all_retries, errors_left, read_retry, retry_folder
-from pipeline.shard import EngineMaker, Setup, make_engine, open_worker, published
+from pipeline.shard import EngineMaker, Setup, make_engine, published
 from pipeline.storage import Folder
 from pipeline.strategies import num_rows
 from pipeline.tally import Tally
@@ -124,7 +122,7 @@ def carry_out(
     Raises:
         BatchgenError: with what to do; published parts are kept, and the same command goes on.
     """
-    start = time.perf_counter()
+    spent = Spent()
     run, retry = outlook.run, outlook.retry
     plan = plan_again(run)
     retry.folder.prepare()
@@ -135,14 +133,14 @@ def carry_out(
         if progress:
             progress.start(sum(retry.parts.values()), len(retry.parts), tally)
         setup = _setup(plan, outlook, folder)
-        for part in execute(partial(open_worker, setup, engine_maker), todo) if todo else ():
+        for part in spent.heard(execute(OpenWorker(setup, engine_maker), todo)) if todo else ():
             still_mine()
             tally.add(published(part, folder))
+            spent.add(part)
             if progress:
                 progress.part(part)
         manifest.check_complete(folder, set(retry.parts))
-        timings = {"elapsed_s": round(time.perf_counter() - start, 3)}
-        summary = _summary(plan, outlook, tally, timings, folder.is_exclusive)
+        summary = _summary(plan, outlook, tally, spent.timings(), folder.is_exclusive)
         return Retried(folder.name, manifest.publish_manifest(folder, summary, tally), _num_errors(run))
 
 
@@ -203,9 +201,7 @@ def _setup(plan: Plan, outlook: Outlook, folder: Folder) -> Setup:
     return replace(setup, metadata=metadata, only=np.unique(row_index * len(plan.strategies) + owners[place]))
 
 
-def _summary(
-    plan: Plan, outlook: Outlook, tally: Tally, timings: dict[str, float], is_exclusive: bool
-) -> dict[str, Any]:
+def _summary(plan: Plan, outlook: Outlook, tally: Tally, timings: dict[str, Any], is_exclusive: bool) -> dict[str, Any]:
     """As a run's, of the rows of the retry."""
     summary = manifest.summarise(plan, tally, timings, is_exclusive)
     num_input_rows = len(np.unique(outlook.codes // plan.rows_per_prompt))

@@ -24,7 +24,7 @@ from pipeline.input_rows import Value, target_values
 from pipeline.metrics import Sums, part_sums
 from pipeline.overrides import overridden, seed_of
 from pipeline.prompts import Prompt, Rules, fitted, num_kept, scored, self_scored, target_uses, tokenised
-from pipeline.records import SCHEMA_VERSION, Completion, Request, Response, RowError, row_seed
+from pipeline.records import SCHEMA_VERSION, Completion, Request, Response, RowError, Usage, row_seed
 from pipeline.storage import Folder
 from pipeline.strategies import NextToken, Score, Strategy, max_steps, num_rows
 from pipeline.tokenizer import Tokenizer
@@ -32,7 +32,7 @@ from pipeline.writer import OutputRow, build_table, encode_part
 
 
 class Generates(Protocol):
-    """What a shard needs of an engine; tests and benchmarks bring simpler ones."""
+    """What a shard needs of an engine; tests and benchmarks bring simpler ones. One that counts has a `usage` too."""
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
         """One response per request, in order."""
@@ -73,6 +73,7 @@ class Part:
     Attributes:
         sha256: of what is stored under the key; empty before.
         engine_s: the part of these seconds spent in the engine.
+        usage: of the engine by the shard.
         unpublished: the bytes, as long as nobody has stored them.
     """
 
@@ -83,6 +84,7 @@ class Part:
     truncated_prompts: int
     seconds: float = 0.0
     engine_s: float = 0.0
+    usage: Usage = field(default_factory=Usage)
     unpublished: bytes | memoryview | None = field(default=None, repr=False)
 
     @property
@@ -228,9 +230,9 @@ def make_part(shard: Shard, setup: Setup, tokenizer: Tokenizer, engine: Generate
     prompts = make_prompts(rows, pairs, tokenizer, setup, poisoned)
     if setup.only is not None:
         pairs, prompts = wanted(pairs, prompts, rows.first_row * len(setup.strategies), setup.only)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), usage_of(engine)
     responses = answer(pairs, prompts, engine)
-    engine_s = time.perf_counter() - start
+    engine_s, usage = time.perf_counter() - start, usage_of(engine) - before
     output = [
         row for pair in zip(pairs, prompts, responses, strict=True) for row in output_rows(*pair, rows, tokenizer)
     ]
@@ -239,7 +241,7 @@ def make_part(shard: Shard, setup: Setup, tokenizer: Tokenizer, engine: Generate
     truncated = len({pair.position for pair, prompt in zip(pairs, prompts, strict=True) if prompt.is_truncated})
     facts = {"batchgen.sums": json.dumps(sums), "batchgen.truncated_prompts": str(truncated)}
     data = encode_part(table, setup.metadata | facts)
-    return Part(shard.key, table.num_rows, "", sums, truncated, engine_s=engine_s, unpublished=data)
+    return Part(shard.key, table.num_rows, "", sums, truncated, engine_s=engine_s, usage=usage, unpublished=data)
 
 
 def published(part: Part, folder: Folder) -> Part:
@@ -342,6 +344,12 @@ def answer(pairs: Sequence[Pair], prompts: Sequence[Prompt], engine: Generates) 
     generated = iter(engine.generate(requests))
     token_ids = [prompt.token_ids for prompt in prompts]
     return [Response(ids) if isinstance(ids, RowError) else next(generated) for ids in token_ids]
+
+
+def usage_of(engine: Generates) -> Usage:
+    """Of all calls so far; nothing where an engine does not count."""
+    usage = getattr(engine, "usage", None)
+    return usage if isinstance(usage, Usage) else Usage()
 
 
 def output_rows(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +18,7 @@ from pipeline.lease import EXPIRY_S, Lease, latest, this_place
 from pipeline.manifest import part_footer
 from pipeline.pace import Pace, Stored, pace_of
 from pipeline.recorded import Recorded, open_run
+from pipeline.retries import all_retries
 from pipeline.shard import Part
 
 State = Literal["finished", "in progress", "quiet", "stopped", "failed"]
@@ -29,6 +30,20 @@ class Facts(NamedTuple):
     rows: int
     tokens: int
     errors: tuple[tuple[str, int], ...]
+
+
+class Again(NamedTuple):
+    """A retry of error rows.
+
+    Attributes:
+        rows: planned, of which `num_done` are computed again and `num_ok` came out well.
+    """
+
+    name: str
+    is_finished: bool
+    rows: int
+    num_done: int
+    num_ok: int
 
 
 class Holder(NamedTuple):
@@ -47,11 +62,13 @@ class Status:
             did not, and cannot be seen from here); `failed` (nobody works on it, and more rows are errors than the plan
             allows); `stopped` (nobody works on it).
         num_rows: of output, in the parts that are there.
-        errors: error type -> rows.
+        errors: error type -> rows, as in the parts of the run itself.
+        retries: oldest first.
         max_error_rate: as the run was begun with.
-        is_past_max_error_rate: whether more rows are errors already than may be of all.
+        is_past_max_error_rate: whether more rows are errors already, and not mended by a retry, than may be of all.
         last_part_age_s: None before the first one.
         pace: of late; None if parts do not tell.
+        timings: of the driver that finished the run, as in its manifest; None before.
     """
 
     folder: str
@@ -61,17 +78,24 @@ class Status:
     num_rows: int
     num_planned_rows: int
     errors: Mapping[str, int]
+    retries: Sequence[Again]
     max_error_rate: float
     is_past_max_error_rate: bool
     generated_tokens: int
     last_part_age_s: float | None
     pace: Pace | None
     holder: Holder | None
+    timings: Mapping[str, Any] | None
 
     @property
     def num_errors(self) -> int:
         """Rows that are errors."""
         return sum(self.errors.values())
+
+    @property
+    def num_errors_left(self) -> int:
+        """Those that no retry has mended."""
+        return self.num_errors - sum(retry.num_ok for retry in self.retries)
 
     @property
     def error_rate(self) -> float | None:
@@ -94,6 +118,8 @@ class Status:
             "rows": {"done": self.num_rows, "planned": self.num_planned_rows},
             "errors": dict(self.errors),
             "error_rate": self.error_rate,
+            "errors_left": self.num_errors_left,
+            "retries": [retry._asdict() for retry in self.retries],
             "max_error_rate": self.max_error_rate,
             "is_past_max_error_rate": self.is_past_max_error_rate,
             "generated_tokens": self.generated_tokens,
@@ -104,6 +130,7 @@ class Status:
             "usual_gap_s": self.pace and self.pace.usual_gap_s,
             "driver": self.holder and self.holder.driver,
             "lease_age_s": self.holder and self.holder.lease_age_s,
+            "timings": self.timings,
         }
 
 
@@ -133,8 +160,9 @@ class Observer:
         stored_at = self._stored_at()
         self._learn(stored_at)
         parts = [self.parts[key] for key in stored_at]
-        errors = _errors(parts)
-        is_past = sum(errors.values()) > self.run.job.run.max_error_rate * self.run.num_output_rows
+        errors, retries = _errors(parts), self._retries() if is_finished else []
+        num_left = sum(errors.values()) - sum(retry.num_ok for retry in retries)
+        is_past = num_left > self.run.job.run.max_error_rate * self.run.num_output_rows
         holder = _holder(self.run, lease, now)
         return Status(
             folder=self.run.folder.name,
@@ -144,13 +172,25 @@ class Observer:
             num_rows=sum(part.rows for part in parts),
             num_planned_rows=self.run.num_output_rows,
             errors=errors,
+            retries=retries,
             max_error_rate=self.run.job.run.max_error_rate,
             is_past_max_error_rate=is_past,
             generated_tokens=sum(part.tokens for part in parts),
             last_part_age_s=max(0.0, now - max(stored_at.values())) if stored_at else None,
             pace=pace_of(Stored(at, self.parts[key].rows, self.parts[key].tokens) for key, at in stored_at.items()),
             holder=holder,
+            timings=(self.run.manifest() or {}).get("timings") if is_finished else None,
         )
+
+    def _retries(self) -> list[Again]:
+        """What was computed again; a run that is not finished has no retries."""
+        found = []
+        for retry in all_retries(self.run):
+            keys = [key for key in retry.folder.list_keys("data") if key in retry.parts]
+            parts = [part_footer(retry.folder, key, self.run.fingerprint, retry.parts[key]) for key in keys]
+            done, ok = sum(part.rows for part in parts), sum(part.ok for part in parts)
+            found.append(Again(retry.name, retry.is_finished, sum(retry.parts.values()), done, ok))
+        return found
 
     def _stored_at(self) -> dict[str, float]:
         """When each planned part that is there was stored."""

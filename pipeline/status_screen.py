@@ -6,15 +6,15 @@ What is not known is left out. Times are rounded, and an estimate is a range.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from pipeline.status import State, Status
+from pipeline.status import Again, State, Status
 from pipeline.terminal import visible
 
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -58,11 +58,33 @@ def lines(status: Status) -> list[Line]:
         past = ", past it" if status.is_past_max_error_rate else ""
         rate = f"{status.error_rate:.3%} of these rows, limit {status.max_error_rate:.3g} of all{past}"
         found.append(Line("errors", f"{status.num_errors:,} ({rate}): {counts}"))
+    if status.retries:
+        told = [_retry(retry) for retry in status.retries]
+        found.append(Line("retries", f"{'; '.join(told)}: {status.num_errors_left:,} errors left"))
     if status.holder and status.state != "finished":
         age = duration(status.holder.lease_age_s)
         ended = ", which has ended" if status.state in ("stopped", "failed") else ""
         found.append(Line("driver", visible(f"{status.holder.driver}{ended}; lease renewed {age} ago")))
+    if status.timings and (said := spent(status.timings)):
+        found.append(Line("spent", said))
     return found
+
+
+def _retry(retry: Again) -> str:
+    done = "" if retry.is_finished else f", {retry.num_done:,} done and not finished"
+    return f"{retry.name} of {retry.rows:,} rows{done}, {retry.num_ok:,} ok now"
+
+
+def spent(timings: Mapping[str, Any]) -> str:
+    """How well replicas were used, from the timings of a manifest; empty where nothing tells."""
+    said = []
+    if replica_s := timings.get("replica_s"):
+        said.append("replicas " + ", ".join(f"{state} {duration(seconds)}" for state, seconds in replica_s.items()))
+    if (occupancy := timings.get("batch_occupancy")) is not None:
+        said.append(f"batches {occupancy:.0%} full")
+    if step_s := timings.get("step_s"):
+        said.append(f"{step_s * 1e3:.3g} ms a step")
+    return " · ".join(said)
 
 
 def sentence(status: Status) -> str:

@@ -89,6 +89,8 @@ class Tally:
 
     def _write(self) -> None:
         parts = [asdict(replace(part, unpublished=None)) for part in self._unwritten]
+        for values in parts:
+            del values["usage"]  # of the run that is under way
         lines = [json.dumps(values) for values in ({"fingerprint": self.fingerprint}, *parts)]
         data = "".join(f"{line}\n" for line in lines).encode()
         self.folder.publish(f"{FOLDER}/{hashlib.sha256(data).hexdigest()[:16]}.jsonl", data)

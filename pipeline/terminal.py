@@ -101,6 +101,7 @@ class ShardLines:
 
     def _fields(self, part: Part) -> dict[str, object]:
         """The same and more, for logs that machines read."""
+        occupancy = part.usage.occupancy
         return {
             "part": part.key,
             "rows": part.rows,
@@ -108,6 +109,9 @@ class ShardLines:
             "tokens": part.generated_tokens,
             "seconds": round(part.seconds, 3),
             "engine_s": round(part.engine_s, 3),
+            "prefills": part.usage.num_prefills,
+            "decode_steps": part.usage.num_decode_steps,
+            "batch_occupancy": None if occupancy is None else round(occupancy, 4),
             "done": self.num_done,
             "shards": self.num_shards,
         }

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline import job
 from pipeline.config import Job
-from pipeline.records import Completion, Request, Response, RowError
+from pipeline.records import Completion, Request, Response, RowError, Usage
 from pipeline.shard import Setup
 from pipeline.strategies import Score
 from pipeline.tokenizer import Tokenizer
@@ -22,9 +22,15 @@ SAMPLES = {"name": "samples", "type": "sampling", "max_new_tokens": 4, "num_retu
 
 
 class EchoEngine:
-    """Completes a prompt with its own first two tokens, or scores its target; fails on prompts that start with 0."""
+    """Completes a prompt with its own first two tokens, or scores its target; fails on prompts that start with 0.
+
+    Its usage is made up: one step for each call, half of the batch used.
+    """
+
+    usage = Usage()
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
+        self.usage += Usage(num_prefills=1, num_decode_steps=1, used_slot_steps=1, offered_slot_steps=2)
         return [self._response(request) for request in requests]
 
     def _response(self, request: Request) -> Response:

@@ -79,3 +79,34 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+@contextmanager
+def opened(browser: Any, document: Path, address: str = "", **options: Any) -> Iterator[Any]:
+    """A page of its own. Whatever it logs, throws or asks for besides the file fails the test."""
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
+    page, found = context.new_page(), []
+    page.on("console", lambda message: found.append(message.text))
+    page.on("pageerror", lambda error: found.append(str(error)))
+    page.on("request", lambda request: found.append(request.url))
+    page.goto(f"file://{document}{address}")
+    if options.get("java_script_enabled", True):
+        page.wait_for_selector("html[data-ready]")
+    yield page
+    assert {each.split("#")[0] for each in found} == {f"file://{document}"}
+    context.close()
+
+
+def shown_prompts(page: Any) -> list[str]:
+    return [
+        label.removeprefix("prompt ")
+        for label in page.eval_on_selector_all(".prompt", "all => all.map(e => e.ariaLabel)")
+    ]
+
+
+def violations(page: Any) -> list[tuple[str, str]]:
+    """Rules of WCAG 2.2 AA that the page breaks, and an element that does."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+    found = axe.run(page, options={"runOnly": rules}).response["violations"]
+    return [(each["id"], each["nodes"][0]["html"]) for each in found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import signal
@@ -357,9 +358,23 @@ def test_more_replicas_than_the_cluster_can_hold_are_refused_and_not_waited_for(
         job.run(work, RayExecutor(RunConfig(replicas=5, gpus_per_replica=0)), engine_maker=echo)
     with pytest.raises(ConfigError, match=r"1 CPU and 1 L4 GPUs each.*room for 0 .*4 CPUs and 2 GPUs: no L4"):
         job.run(work, RayExecutor(RunConfig(accelerator_type="L4")), engine_maker=echo)
+    at_least_five = RunConfig(replicas={"min": 5, "max": 9}, gpus_per_replica=0)
+    with pytest.raises(ConfigError, match=r"asks for 5 replicas .*room for 4"):
+        job.run(work, RayExecutor(at_least_five), engine_maker=echo)
     fractions = make_job(source, tmp_path / "fractions")
     job.run(fractions, RayExecutor(RunConfig(replicas=4, gpus_per_replica=0.5)), engine_maker=echo)
     assert read_output(tmp_path / "fractions").num_rows == len(PROMPTS) * 3
+
+
+@pytest.mark.parametrize(("limits", "started"), [({"min": 1, "max": 9}, 2), ({"max": 1}, 1)])
+def test_a_range_of_replicas_takes_the_room_that_there_is(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, limits: dict[str, int], started: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    work = make_job(source, tmp_path / "out", run={"shard_rows": 1, "replicas": limits})
+    job.run(work, RayExecutor(work.run), engine_maker=echo)
+    assert f"replicas={started} gpus_per_replica=1" in caplog.text
+    assert read_output(tmp_path / "out").num_rows == len(PROMPTS) * 3
 
 
 def test_with_ray_address_the_command_uses_that_cluster_and_leaves_it_running(source: Path, tmp_path: Path) -> None:

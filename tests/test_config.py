@@ -87,6 +87,7 @@ def test_prompts_have_one_source() -> None:
         {"run": {"gpus_per_replica": 0.25, "max_error_rate": 1, "grace_s": 0}},
         {"run": {"replicas": 8, "autoscaling": True, "accelerator_type": "L4", "label_selector": {"zone": "!a"}}},
         {"run": {"gpus_per_replica": 2}},
+        {"run": {"replicas": {"min": 2, "max": 2}, "autoscaling": True, "shared_output": True}},
         {"input": {"path": ["a", "b"]}},
     ],
 )
@@ -143,6 +144,8 @@ def test_a_value_outside_its_rule_is_refused(values: dict[Any, Any]) -> None:
         ("run", "replicas", 0),
         ("run", "replicas", True),
         ("run", "replicas", "2"),
+        ("run", "replicas", {"min": 1}),
+        ("run", "replicas", {"min": 0, "max": 1}),
         ("run", "gpus_per_replica", -0.5),
         ("run", "shard_rows", 0.5),
     ],
@@ -155,6 +158,19 @@ def test_a_value_that_fits_neither_of_two_forms_is_refused(section: str, key: st
 def test_more_than_one_gpu_comes_whole() -> None:
     what = "`run.gpus_per_replica` above 1 must be a whole number, but is 1.5"
     assert errors(run={"gpus_per_replica": 1.5}) == [(what, ("run", "gpus_per_replica"))]
+
+
+def test_a_range_of_replicas_is_in_order() -> None:
+    what = "`run.replicas.max` must be at least `min`, 3, but is 2"
+    assert (what, ("run", "replicas", "max")) in errors(run={"replicas": {"min": 3, "max": 2}})
+
+
+@pytest.mark.parametrize(
+    ("replicas", "limits"),
+    [("auto", (1, None)), (4, (4, 4)), ({"min": 2, "max": 4}, (2, 4)), ({"max": 4}, (1, 4))],
+)
+def test_every_form_of_replicas_has_a_least_and_a_most(replicas: Any, limits: tuple[int, int | None]) -> None:
+    assert job(run={"replicas": replicas}).run.replica_limits == limits
 
 
 def test_strategy_names_are_unique() -> None:

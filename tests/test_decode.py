@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from pipeline.engine import GPT2, Engine, native
 from pipeline.engine.cache import Memory, SlotCache
 from pipeline.engine.model import States
-from pipeline.records import Completion, Request, Response, RowError
+from pipeline.records import Completion, Request, Response, RowError, Usage
 from pipeline.strategies import BeamSearch, Greedy, NextToken, Sampling, Strategy
 from tests.distributions import distribution
 from tests.models import engine_for, random_model, uneven_prompts
@@ -102,6 +102,27 @@ def only(engine: Engine, prompt: tuple[int, ...], strategy: Strategy) -> Complet
     assert not isinstance(response.completions, RowError)
     (done,) = response.completions
     return done
+
+
+# how full the batch is
+
+
+def test_usage_counts_passes_and_how_many_of_the_slots_were_decoded() -> None:
+    engine = engine_of(chain(), max_slots=4)
+    run(engine, ((0,), greedy(max_new_tokens=3)), ((1,), greedy(max_new_tokens=2)))
+    assert engine.usage == Usage(num_prefills=1, num_decode_steps=2, used_slot_steps=2 + 1, offered_slot_steps=2 * 4)
+    run(engine, *[((0,), greedy(max_new_tokens=3))] * 6)  # all 4 slots and then 2
+    run(engine, ((0,), NEXT_TOKEN))  # needs no step
+    assert engine.usage == Usage(
+        num_prefills=1 + 2 + 1, num_decode_steps=2 + 4, used_slot_steps=3 + 12, offered_slot_steps=8 + 16
+    )
+
+
+def test_beams_are_rows_of_a_step_and_a_batch_too_narrow_for_them_offers_as_many() -> None:
+    engine = engine_of(chain(), max_slots=1)
+    run(engine, ((0,), beams(num_beams=3, max_new_tokens=2)))
+    assert engine.usage.offered_slot_steps == 3 * engine.usage.num_decode_steps > 0
+    assert engine.usage.occupancy == 1.0
 
 
 # limits

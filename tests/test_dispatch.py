@@ -10,7 +10,7 @@ from itertools import count
 
 import pytest
 
-from pipeline.dispatch import HUNG, Begun, Died, Dispatcher, Event, Finished, Pulse, Started
+from pipeline.dispatch import HUNG, IDLE_S, Begun, Died, Dispatcher, Event, Finished, Pulse, Started
 from pipeline.errors import ClusterError, StoppedError
 from pipeline.health import LOADING_S, SLACK_S, SLOWEST_STEP_S, TOLERANCE, delay_s
 from pipeline.ledger import Ledger, Work
@@ -352,3 +352,30 @@ def test_a_listener_hears_of_replicas_and_shards_in_each_turn_and_of_every_death
     assert ear.deaths == []
     list(dispatcher(World(deadly=frozenset({3})), shards(2), listener=ear).run())
     assert ear.deaths == [CRASH] * 8  # the row met in wholes, halves and alone
+
+
+def test_replicas_without_work_are_released_after_a_while_but_for_as_many_as_may_be_needed() -> None:
+    """Six shards, one of them long: the others' replicas go after ten seconds, and the tail costs one replica."""
+    ear = Ear()
+    world = World(places=lambda now: 4, seconds=lambda work: 60.0 if work.shard.lo == 0 else 3.0)
+    found = list(dispatcher(world, shards(6), listener=ear).run())
+    assert len(found) == 6
+    released = [moment - 1000 for moment, what, _ in world.log if what == "kill"]
+    assert released == pytest.approx([IDLE_S + 2 + 3, IDLE_S + 2 + 6, IDLE_S + 2 + 6], abs=1.5)
+    assert starts(world) == [0, 0, 0, 0]
+    assert ear.pulses[-2].idle == 0
+    assert ear.pulses[-2].working == 1
+
+
+def test_a_replica_that_still_waits_for_a_place_is_given_up_when_others_have_all_the_work() -> None:
+    world = World(
+        places=lambda now: 3, starts=lambda replica: NEVER if replica == 1 else 2.0, seconds=lambda work: 30.0
+    )
+    assert len(run(world, shards(3))) == 3
+    released = {replica: moment - 1000 for moment, what, replica in world.log if what == "kill"}
+    assert released == pytest.approx({1: 2 + 30, 2: 2 + 30 + IDLE_S}, abs=1.5)
+
+
+def test_a_row_that_kills_after_the_others_were_released_is_found_all_the_same() -> None:
+    world = World(places=lambda now: 4, deadly=frozenset({3}), seconds=lambda work: 30.0 if 3 in work.rows else 1.0)
+    assert run(world, shards(8))["data/part-00000.parquet"] == "3"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +22,15 @@ from ray.cluster_utils import Cluster
 
 from pipeline import job
 from pipeline.cluster import RayExecutor
+from pipeline.errors import ConfigError
 from pipeline.records import Request, Response
 from pipeline.shard import Setup
+from pipeline.storage import LocalFolder
 from pipeline.tokenizer import Tokenizer
-from tests.flows import EchoEngine, make_job, part_bytes, run_echo, write_prompts
+from tests.flows import EchoEngine, echo, make_job, part_bytes, run_echo, write_prompts
 
 NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 80 << 20}
+MACHINES = ("127.0.0.1", "127.0.0.2")
 PROMPTS = ["The quiet fox", "Every bee", "I skip across the", "Today"] * 10
 
 
@@ -129,7 +133,7 @@ def test_one_three_and_one_replica_again(cluster: Cluster, tmp_path: Path) -> No
         for node in nodes:
             cluster.remove_node(node)
 
-    run_while(tmp_path, change)
+    run_while(tmp_path, change, replicas={"min": 1, "max": 3})
 
 
 def test_replicas_spread_over_the_nodes_that_have_their_labels(cluster: Cluster, tmp_path: Path) -> None:
@@ -149,6 +153,42 @@ def test_with_autoscaling_replicas_wait_for_a_node_that_can_hold_them(cluster: C
         door.await_arrivals(1)
 
     late = {"label_selector": {"zone": "late"}}
-    run_while(tmp_path, change, autoscaling=True, replicas=1, gpus_per_replica=1, **late)
+    run_while(tmp_path, change, autoscaling=True, shared_output=True, replicas=1, gpus_per_replica=1, **late)
     assert places(tmp_path) == [nodes[0].node_id]
     cluster.remove_node(nodes[0])
+
+
+class UnsharedFolder(LocalFolder):
+    """A folder of which each machine has its own."""
+
+    def read(self, key: str) -> bytes | None:
+        return super().read(key) if ray.util.get_node_ip_address() == MACHINES[0] else None
+
+
+def test_a_local_output_on_two_machines_must_be_said_to_be_shared_and_be_so(cluster: Cluster, tmp_path: Path) -> None:
+    """Linux answers on any address that begins with 127, so a second one is a second machine to Ray."""
+    node = cluster.add_node(**NODE, node_ip_address=MACHINES[1], labels={"zone": "other"})
+    source = write_prompts(tmp_path / "prompts.parquet", PROMPTS)
+    there: dict[str, Any] = {"replicas": 1, "gpus_per_replica": 0, "label_selector": {"zone": "other"}}
+    try:
+        work = make_job(source, tmp_path / "out", run=there)
+        with pytest.raises(ConfigError, match=rf"elsewhere too: {MACHINES[1]}\. .*run\.shared_output: true"):
+            job.run(work, RayExecutor(work.run), engine_maker=echo)
+        shared = make_job(source, tmp_path / "out", run=there | {"shared_output": True})
+        with pytest.raises(ConfigError) as refused:
+            job.run(
+                shared, RayExecutor(shared.run), engine_maker=echo, open_output=lambda path: UnsharedFolder(Path(path))
+            )
+        assert str(refused.value) == (
+            f"a replica on {socket.gethostname()} finds no {tmp_path / 'out'}/_plan.json, which the driver wrote: that "
+            "machine has another folder of this name. Use a folder that all machines share, or a URL such as "
+            "s3://bucket/out."
+        )
+        assert job.run(shared, RayExecutor(shared.run), engine_maker=echo).manifest["totals"]["rows"] == 3 * len(
+            PROMPTS
+        )
+        here = make_job(source, tmp_path / "here", run=there | {"label_selector": {"zone": "!other"}})
+        job.run(here, RayExecutor(here.run), engine_maker=echo)
+    finally:
+        cluster.remove_node(node)
+    assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "here")

@@ -118,6 +118,32 @@ def test_the_manifest_accounts_for_every_row_and_byte(source: Path, tmp_path: Pa
     assert list((folder / "_tmp").iterdir()) == []
 
 
+def test_timings_are_of_the_parts_that_this_driver_saw_and_of_its_replicas(source: Path, tmp_path: Path) -> None:
+    work = make_job(source, tmp_path / "out")
+    seen: list[Part] = []
+
+    def execute(open_worker: Callable[[], job.Worker], shards: Sequence[Shard]) -> Iterator[Part]:
+        for part in job.here(open_worker, shards):
+            seen.append(part)
+            yield part
+        return {"working": 2.0, "idle": 0.12345}
+
+    with pytest.raises(StoppedError):
+        job.run(work, stop_after(1), engine_maker=echo)
+    timings = job.run(work, execute, engine_maker=echo).manifest["timings"]
+    assert len(seen) == 2
+    assert timings.pop("elapsed_s") > 0
+    assert timings == {
+        "shards_s": round(sum(part.seconds for part in seen), 3),
+        "engine_s": round(sum(part.engine_s for part in seen), 3),
+        "replica_s": {"working": 2.0, "idle": 0.123},
+        "batch_occupancy": 0.5,
+        "step_s": round(sum(part.engine_s for part in seen) / 4, 6),
+    }
+    again = make_job(source, tmp_path / "again")
+    assert run_echo(again).manifest["timings"]["replica_s"] == {}
+
+
 def test_the_plan_names_inputs_shards_model_and_versions(source: Path, tmp_path: Path) -> None:
     run_echo(make_job(source, tmp_path / "out"))
     plan = json.loads((tmp_path / "out" / "_plan.json").read_text())

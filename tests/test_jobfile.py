@@ -314,7 +314,8 @@ run: {replicas: "2"}
         "   |     ^^^^^^^^^^\n"
         "Set `max_new_tokens`, or `max_length`, which counts the prompt.\n"
         "\n"
-        "error: `run.replicas` must be `auto` or an integer of at least 1, but is '2'\n"
+        "error: `run.replicas` must be `auto`, an integer of at least 1 or a mapping with `max` (optional: `min`), "
+        "but is '2'\n"
         " --> job.yaml:13:17\n"
         '13 | run: {replicas: "2"}\n'
         "   |                 ^^^\n"
@@ -540,9 +541,22 @@ def test_a_wrong_key_of_a_strategy_is_told_with_a_way_out(
         ),
         (
             "output:",
+            "run: {replicas: {min: 3, max: 2}}\noutput:",
+            "`run.replicas.max` must be at least `min`, 3, but is 2",
+            "Raise `max` or lower `min`.",
+        ),
+        (
+            "output:",
+            "run: {replicas: {max: 3, most: 2}}\noutput:",
+            "unknown key `run.replicas.most`",
+            "Known here: `min`, `max`.",
+        ),
+        (
+            "output:",
             "run:\noutput:",
             "`run` must be a mapping (optional: `replicas`, `gpus_per_replica`, `accelerator_type`, `label_selector`, "
-            "`autoscaling`, `shard_rows`, `batch_rows`, `cache_gib`, `max_error_rate`, `grace_s`), but is None",
+            "`autoscaling`, `shared_output`, `shard_rows`, `batch_rows`, `cache_gib`, `max_error_rate`, `grace_s`), "
+            "but is None",
             "Leave it out for the default.",
         ),
         (
@@ -1353,8 +1367,8 @@ def test_the_schema_is_draft_7_and_needs_nothing_beside_it() -> None:
 
 def test_every_property_is_described_and_no_other_is_allowed() -> None:
     found = [schema for schema in objects(json_schema()) if "properties" in schema]  # `label_selector` has any
-    # The job, 5 sections, 7 strategies with their grids, and `sequence_bias` in all of these but `score`.
-    assert [schema["additionalProperties"] for schema in found] == [False] * (1 + 5 + 7 * 2 + 6 * 2)
+    # The job, 5 sections, `run.replicas`, 7 strategies with grids, and `sequence_bias` in all of these but `score`.
+    assert [schema["additionalProperties"] for schema in found] == [False] * (1 + 5 + 1 + 7 * 2 + 6 * 2)
     undescribed = [
         key for schema in found for key, rules in schema["properties"].items() if not rules.get("description")
     ]

@@ -7,6 +7,7 @@ import logging
 import sys
 
 from pipeline.json_logs import JsonLines
+from pipeline.records import Usage
 from pipeline.shard import Part
 from pipeline.terminal import ShardLines
 
@@ -20,7 +21,9 @@ def test_a_shard_is_one_object_with_its_numbers() -> None:
         progress = ShardLines()
         progress.start(12, 2, [])
         sums = {"greedy": {"ok": 5, "generated_tokens": 20}}
-        progress.part(Part("data/part-00000.parquet", 6, "", sums, 0, seconds=1.25, engine_s=1.0))
+        progress.part(
+            Part("data/part-00000.parquet", 6, "", sums, 0, seconds=1.25, engine_s=1.0, usage=Usage(1, 9, 4, 6))
+        )
     start, part = lines(records)
     assert (start["rows"], start["shards"], start["done"]) == (12, 2, 0)
     assert {key: part[key] for key in part if key not in ("time", "message")} == {
@@ -32,6 +35,9 @@ def test_a_shard_is_one_object_with_its_numbers() -> None:
         "tokens": 20,
         "seconds": 1.25,
         "engine_s": 1.0,
+        "prefills": 1,
+        "decode_steps": 9,
+        "batch_occupancy": 0.6667,
         "done": 1,
         "shards": 2,
     }

@@ -62,6 +62,14 @@ def test_every_replica_gets_one_shard_before_any_gets_a_second_and_none_gets_a_t
     assert ranges(ledger.lease([7, 8], 0)) == [(8, 4, 5)]
 
 
+def test_the_last_shards_wait_for_whoever_is_free_first_and_behind_nobody() -> None:
+    ledger = Ledger(shards(6, rows=1))
+    assert ranges(ledger.lease([0, 1, 2, 3], 0)) == [(0, 0, 1), (1, 1, 2), (2, 2, 3), (3, 3, 4)]
+    ledger.begun(2)
+    ledger.finished(2)
+    assert ranges(ledger.lease([0, 1, 2, 3], 0)) == [(2, 4, 5)]
+
+
 def test_second_shards_are_left_for_replicas_that_still_start() -> None:
     ledger = Ledger(shards(3, rows=1))
     assert ranges(ledger.lease([0], 2)) == [(0, 0, 1)]

@@ -88,7 +88,10 @@ class AtTheEnd:
             "ray_batchgen_replica_tokens_total": {"": sum(part.generated_tokens for part in self.parts)},
             "ray_batchgen_replica_busy_seconds_total": {"": pytest.approx(sum(part.seconds for part in self.parts))},
             "ray_batchgen_replica_engine_seconds_total": {"": pytest.approx(sum(part.engine_s for part in self.parts))},
+            "ray_batchgen_replica_passes_total": {"prefill": self.num_shards, "decode": self.num_shards},
+            "ray_batchgen_replica_slot_steps_total": {"used": self.num_shards, "offered": 2 * self.num_shards},
             "ray_batchgen_shard_seconds_count": {"": self.num_shards},
+            "ray_batchgen_step_seconds_count": {"": self.num_shards},
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.placement import Need, Node, check_room, room
+from pipeline.placement import Need, Node, check_room, check_shared, room
 
 HEAD = Node("10.0.0.1", {"memory": 8e9})
 L4 = Node("10.0.0.2", {"CPU": 4, "GPU": 1, "accelerator_type:L4": 1}, {"ray.io/market-type": "spot"})
@@ -52,3 +52,35 @@ def test_a_refusal_says_what_each_node_lacks_and_what_to_do() -> None:
 def test_a_refusal_by_a_large_cluster_stays_short() -> None:
     with pytest.raises(ConfigError, match=r"too few GPUs; 92 more nodes\)"):
         check_room(1, Need(2), [L4] * 100)
+
+
+def test_a_local_output_is_taken_where_replicas_can_only_be_on_its_machine() -> None:
+    check_shared("/out", "10.0.0.2", Need(1, "L4"), NODES, do_nodes_come=False)
+    check_shared("/out", "10.0.0.2", Need(0), [L4, L4], do_nodes_come=False)  # two nodes on one machine
+
+
+@pytest.mark.parametrize(
+    ("driver", "nodes", "do_nodes_come", "elsewhere"),
+    [
+        ("10.0.0.1", NODES, False, "10.0.0.2, 10.0.0.3"),  # the head takes no work, but the driver is there
+        ("10.0.0.2", NODES, False, "10.0.0.3"),
+        ("10.0.0.2", [L4], True, "nodes that come under run.autoscaling"),
+        ("ray://head:10001", [L4], True, "10.0.0.2, nodes that come under run.autoscaling"),
+        (
+            "10.0.0.2",
+            [Node(f"10.0.1.{number}", L4.resources) for number in range(10, 30)],
+            False,
+            "10.0.1.10, 10.0.1.11, 10.0.1.12, 10.0.1.13, 10.0.1.14, 10.0.1.15, 10.0.1.16, 10.0.1.17, 12 more",
+        ),
+    ],
+)
+def test_a_local_output_that_replicas_may_not_share_is_refused(
+    driver: str, nodes: list[Node], do_nodes_come: bool, elsewhere: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_shared("/out", driver, Need(1), nodes, do_nodes_come)
+    assert str(refused.value) == (
+        "output.path /out is a folder of the driver's machine, but replicas may be placed elsewhere too: "
+        f"{elsewhere}. Use a URL such as s3://bucket/out, or say run.shared_output: true if all machines share this "
+        "folder."
+    )

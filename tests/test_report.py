@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,15 +19,17 @@ from click.testing import CliRunner
 from pipeline import job
 from pipeline.cli import main
 from pipeline.errors import ConfigError, InputError, OutputError
-from pipeline.recorded import open_run
 from pipeline.records import Completion, Request, Response
 from pipeline.report import charts, write_report
 from pipeline.report.selection import Picker
 from pipeline.report.wording import between, duration, number, sentences, share
+from pipeline.results import open_run
 from pipeline.statistics import Estimate, summarise
 from pipeline.statistics.rows import read_strategies
 from tests.flows import EchoEngine, make_job, run_echo, write_prompts
+from tests.forgery import run_demo
 from tests.pages import HOSTILE, PROMPTS, make_run, payload_of, rows_of
+from tests.test_retry import ILL, ill_on, retry
 
 STYLE = (Path(__file__).parent.parent / "pipeline/report/assets/style.css").read_text()
 
@@ -209,6 +213,21 @@ def test_a_run_under_way_has_a_report(tmp_path: Path) -> None:
     assert "6 of 7 prompts" in report_of(tmp_path / "out", tmp_path / "r.html")
 
 
+def test_rows_that_a_retry_mended_are_in_the_report_and_its_query_counts_them(tmp_path: Path) -> None:
+    folder = run_demo(tmp_path, engine_maker=ill_on(*ILL))
+    retry(folder)
+    page = report_of(folder, tmp_path / "r.html")
+    header, _ = payload_of(page)
+    assert {each for each in header["rows"]["errorType"] if each} == {"prompt_null"}
+    assert len(header["rows"]["errorType"]) == 8 * 7
+    assert "32 rows computed again by retry-errors" in page
+    query = re.search(r"<pre>(SELECT.*?)</pre>", page, re.S)
+    assert query is not None
+    found = {name: rest for name, *rest in duckdb.sql(unescape(query[1])).fetchall()}
+    for each in summarise(open_run(folder)).strategies:
+        assert found[each.name] == [each.totals["ok"], pytest.approx(each.metric("perplexity").value)]
+
+
 # Refusals
 
 
@@ -230,9 +249,6 @@ def test_what_cannot_be_reported_on_is_refused(run_folder: Path, tmp_path: Path)
     run_echo(make_job(write_prompts(tmp_path / "p.parquet", ["a b"]), tmp_path / "out"))
     (tmp_path / "out/data/part-00000.parquet").unlink()
     with pytest.raises(InputError, match="holds no parts yet"):
-        write_report(tmp_path / "out", tmp_path / "r.html")
-    (tmp_path / "out/_vocab.parquet").unlink()
-    with pytest.raises(InputError, match=r"has no `_vocab\.parquet`"):
         write_report(tmp_path / "out", tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
@@ -260,11 +276,11 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chosen(folder: Path, num_shown: int, piece_rows: int = 4096, wanted: tuple[str, ...] = ()) -> dict[int, list[str]]:
-    run = open_run(folder)
+    results = open_run(folder)
     picker = Picker(num_shown, wanted)
-    for rows in read_strategies(run, "greedy", piece_rows):
+    for rows in read_strategies(results, "greedy", piece_rows):
         picker.add(rows)
-    return picker.chosen(run.num_input_rows)
+    return picker.chosen(results.run.num_input_rows)
 
 
 def test_all_prompts_are_shown_without_reasons_where_there_is_room(many: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from pipeline import job
 from pipeline.report import write_report
 from tests.flows import make_job, run_echo, write_prompts
-from tests.pages import HOSTILE, PROMPTS, chromium, count, make_run, rows_of
+from tests.pages import HOSTILE, PROMPTS, chromium, count, make_run, opened, rows_of, shown_prompts, violations
 
 
 @pytest.fixture(scope="module")
@@ -31,31 +30,8 @@ def report(run_folder: Path) -> Path:
     return write_report(run_folder, run_folder.parent / "report.html").path
 
 
-@contextmanager
-def opened(browser: Any, report: Path, address: str = "", **options: Any) -> Iterator[Any]:
-    """A page of its own. Whatever it logs, throws or asks for besides the file fails the test."""
-    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
-    page, found = context.new_page(), []
-    page.on("console", lambda message: found.append(message.text))
-    page.on("pageerror", lambda error: found.append(str(error)))
-    page.on("request", lambda request: found.append(request.url))
-    page.goto(f"file://{report}{address}")
-    if options.get("java_script_enabled", True):
-        page.wait_for_selector("html[data-ready]")
-    yield page
-    assert {each.split("#")[0] for each in found} == {f"file://{report}"}
-    context.close()
-
-
 def cell(page: Any, row_id: str, strategy: str) -> Any:
     return page.locator(f'.prompt[aria-label="prompt {row_id}"] .cell[data-strategy="{strategy}"]')
-
-
-def shown_prompts(page: Any) -> list[str]:
-    return [
-        label.removeprefix("prompt ")
-        for label in page.eval_on_selector_all(".prompt", "all => all.map(e => e.ariaLabel)")
-    ]
 
 
 def one_row(folder: Path, row_id: str, strategy: str, sample: int = 0) -> dict[str, Any]:
@@ -394,14 +370,11 @@ def test_long_lists_come_in_pages(browser: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_keeps_the_rules_of_wcag(browser: Any, report: Path, scheme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     with opened(browser, report, color_scheme=scheme) as page:
         page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         cell(page, "r0", "greedy").get_by_text("steps as a table").click()
         cell(page, "r4", "hot").locator(".t").first.click()
-        rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-        found = axe.run(page, options={"runOnly": rules}).response["violations"]
-        assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+        assert violations(page) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

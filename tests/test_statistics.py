@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.recorded import open_run
+from pipeline.results import open_run
 from pipeline.statistics import METRICS, Collector, Estimate, StrategySummary, quantile, summarise
 from pipeline.statistics.agreement import agreement
 from pipeline.statistics.bootstrap import NUM_GROUPS, groups_of, interval, resampled
@@ -25,6 +25,8 @@ from pipeline.statistics.ragged import Ragged, ngrams, paired, uniqued
 from pipeline.statistics.repetition import ends_in_loop, repetition
 from pipeline.statistics.rows import read_strategies, whole_prompts
 from tests.flows import GREEDY, SAMPLES, make_job, run_echo, write_prompts
+from tests.forgery import run_demo
+from tests.test_retry import ILL, ill_on, retry
 
 Lists = Sequence[Sequence[int]]
 
@@ -309,8 +311,8 @@ def test_where_completions_part_from_the_baseline_is_what_duckdb_says(sound: Pat
 
 
 def test_totals_are_those_of_the_manifest(sound: Path) -> None:
-    run = open_run(sound)
-    summary, manifest = summarise(run), run.manifest()
+    results = open_run(sound)
+    summary, manifest = summarise(results), results.run.manifest()
     assert manifest is not None
     for manifest_name, name in (("rows", "rows"), ("ok", "ok"), ("errors", "errors"), ("generated_tokens", "tokens")):
         assert summary.total(name) == manifest["totals"][manifest_name]
@@ -355,12 +357,15 @@ def test_a_run_under_way_counts_the_parts_that_are_there(tmp_path: Path) -> None
     assert (summary.num_prompts, summary.total("rows"), summary.elapsed_s) == (4, 12, None)
 
 
-def test_a_run_without_parts_has_no_values(tmp_path: Path) -> None:
-    run_echo(make_job(write_prompts(tmp_path / "p.parquet", ["a b c"]), tmp_path / "out"))
-    (tmp_path / "out/data/part-00000.parquet").unlink()
-    summary = summarise(open_run(tmp_path / "out"))
-    assert {estimate for each in summary.strategies for estimate in each.metrics().values()} == {Estimate(None)}
-    assert summary.total("rows") == 0
+def test_rows_that_a_retry_mended_stand_in_the_place_of_their_errors(tmp_path: Path, sound: Path) -> None:
+    folder = run_demo(tmp_path, engine_maker=ill_on(*ILL))
+    before = summarise(open_run(folder))
+    retry(folder)
+    after, undisturbed = summarise(open_run(folder)), summarise(open_run(sound))
+    assert (before.total("errors"), after.total("errors")) == (32, 8)
+    for left, right in zip(after.strategies, undisturbed.strategies, strict=True):
+        assert values_of(left) == pytest.approx(values_of(right))
+        assert left.tally.finish_reasons == right.tally.finish_reasons
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:

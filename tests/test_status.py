@@ -24,12 +24,16 @@ from pipeline.cli import main
 from pipeline.config import Job
 from pipeline.errors import ErrorRateError, InputError, StorageError
 from pipeline.lease import Lease, hold, this_driver
+from pipeline.records import Request, Response, RowError
+from pipeline.retry import carry_out
+from pipeline.retry import look as outlook
 from pipeline.shard import Part
 from pipeline.shards import Shards
-from pipeline.status import observe
-from pipeline.status_screen import between, duration, lines, sentence
+from pipeline.status import Again, observe
+from pipeline.status_screen import Line, between, duration, lines, sentence, spent
 from pipeline.storage import LocalFolder, open_folder
-from tests.flows import echo, make_job, run_echo, write_prompts
+from pipeline.tokenizer import Tokenizer
+from tests.flows import EchoEngine, echo, make_job, run_echo, write_prompts
 
 PROMPTS = ["The quiet fox", "Every bee", None, "", "I skip across the", "Today", "Every bee", "In the stable"] * 3
 NOW = 2_000_000_000.0
@@ -85,6 +89,8 @@ def test_numbers_of_a_run_under_way_are_those_of_its_parts(work: Job, tmp_path: 
         "rows": {"done": 45, "planned": 72},
         "errors": {"prompt_null": 6},
         "error_rate": 6 / 45,
+        "errors_left": 6,
+        "retries": [],
         "max_error_rate": 1.0,
         "is_past_max_error_rate": False,
         "generated_tokens": tokens,
@@ -95,6 +101,7 @@ def test_numbers_of_a_run_under_way_are_those_of_its_parts(work: Job, tmp_path: 
         "usual_gap_s": 2.0,
         "driver": "process 4711 on node-3, since 12:04",
         "lease_age_s": 4.0,
+        "timings": None,
     }
 
 
@@ -102,6 +109,7 @@ def test_a_finished_run_is_finished_and_has_nothing_left(work: Job, tmp_path: Pa
     totals = run_echo(work).manifest["totals"]
     seen = look(tmp_path / "out")
     assert (seen["state"], seen["eta_s"], seen["driver"]) == ("finished", None, None)
+    assert seen["timings"] == json.loads((tmp_path / "out" / "_manifest.json").read_text())["timings"]
     assert seen["rows"] == {"done": totals["rows"], "planned": totals["rows"]}
     assert seen["generated_tokens"] == totals["generated_tokens"]
     assert sum(seen["errors"].values()) == totals["errors"]  # type: ignore[attr-defined]
@@ -231,13 +239,21 @@ def command(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["status", *map(str, arguments)])
 
 
+def test_what_a_run_took_is_said_as_far_as_it_is_known() -> None:
+    replica_s = {"starting": 5.0, "working": 7200.0, "idle": 0.3}
+    known = {"elapsed_s": 9.0, "replica_s": replica_s, "batch_occupancy": 0.876, "step_s": 0.01234}
+    assert spent(known) == "replicas starting 5 s, working 2.0 h, idle 0 s · batches 88% full · 12.3 ms a step"
+    assert spent({"elapsed_s": 9.0, "shards_s": 3.0}) == ""  # of an earlier version
+
+
 def test_piped_it_is_plain_lines_and_json_is_one_document(work: Job, tmp_path: Path) -> None:
     run_echo(work)
     plain = command(tmp_path / "out")
     assert plain.exit_code == 0
     assert re.fullmatch(
         r"finished · 8 of 8 shards · 72 of 72 rows · \d+ tokens · last part \d+ s ago\n"
-        r"errors 9 \(12\.500% of these rows, limit 1 of all\): prompt_null 9\n",
+        r"errors 9 \(12\.500% of these rows, limit 1 of all\): prompt_null 9\n"
+        r"spent batches 50% full · [\d.e-]+ ms a step\n",
         plain.output,
     )
     document = json.loads(command(tmp_path / "out", "--json").output)
@@ -326,3 +342,37 @@ def test_a_run_in_an_object_store_is_seen_as_one_on_a_disk_is(work: Job, tmp_pat
     assert folder.read_end("nothing", 4) is None
     with hold(folder):
         assert observe(f"{bucket}/out").look().state == "in progress"
+
+
+class Ailing(EchoEngine):
+    """Fails on one prompt."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.ill = tuple(tokenizer.encode(["Today"])[0])
+
+    def _response(self, request: Request) -> Response:
+        is_ill = request.prompt_token_ids == self.ill
+        return Response(RowError("process_died", "it was ill")) if is_ill else super()._response(request)
+
+
+def test_errors_that_a_retry_mended_no_longer_count_against_the_run(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "prompts.parquet", ["Every bee"] * 6 + ["Today"] * 2 + [None])
+    work = make_job(source, tmp_path / "out", run={"shard_rows": 3, "max_error_rate": 0.2})
+    job.run(work, job.here, engine_maker=lambda setup, tokenizer: Ailing(tokenizer))
+    assert command(tmp_path / "out", "--exit-status").exit_code == 3
+
+    planned = outlook(tmp_path / "out", ["process_died"])
+    assert planned is not None
+    with pytest.raises(HaltedError):
+        carry_out(planned, lambda make_worker, shards: halting(0, make_worker, shards), engine_maker=echo)  # type: ignore[arg-type]
+    begun = observe(tmp_path / "out").look()
+    assert begun.retries == [Again("0001", is_finished=False, rows=6, num_done=0, num_ok=0)]
+    assert Line("retries", "0001 of 6 rows, 0 done and not finished, 0 ok now: 9 errors left") in lines(begun)
+
+    carry_out(planned, job.here, engine_maker=echo)
+    seen = look(tmp_path / "out")
+    assert (seen["errors"], seen["errors_left"]) == ({"process_died": 6, "prompt_null": 3}, 3)
+    assert seen["retries"] == [{"name": "0001", "is_finished": True, "rows": 6, "num_done": 6, "num_ok": 6}]
+    done = command(tmp_path / "out", "--exit-status")
+    assert done.exit_code == 0
+    assert "retries 0001 of 6 rows, 6 ok now: 3 errors left\n" in done.output

@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +39,8 @@ SECRET = "a-key-of-the-store"
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[JobSubmissionClient]:
-    """A Ray head of its own, on ports that no other on this machine has."""
+    """A Ray head of its own, with ports and a folder that no other on this machine has: in the folder that all share by
+    default, jobs find the address of whichever head was started last."""
     ports = {
         name: free_port()
         for name in (
@@ -48,8 +51,9 @@ def head() -> Iterator[JobSubmissionClient]:
             "metrics-export-port",
         )
     }
-    options = [f"--{name}={port}" for name, port in ports.items()]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2", *options]
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a short path, for sockets lie in it
+    options = ["--block", "--num-cpus=2", f"--temp-dir={folder}", *(f"--{name}={port}" for name, port in ports.items())]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options]
     process = subprocess.Popen(
         command,
         env=os.environ | {"AWS_SECRET_ACCESS_KEY": SECRET},
@@ -68,6 +72,7 @@ def head() -> Iterator[JobSubmissionClient]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def follow(client: JobSubmissionClient, submitted: str, until: str = "") -> str:
@@ -107,7 +112,7 @@ def test_a_job_that_is_stopped_and_submitted_again_ends_with_the_bytes_of_an_und
 def submit(submission_id: str, *entrypoint: str) -> subprocess.CompletedProcess[str]:
     """`ray job submit` of this folder, from a terminal that is none."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--submission-id", submission_id]
-    command += ["--working-dir", str(ROOT), "--", sys.executable, "-m", *entrypoint]
+    command += ["--working-dir", str(ROOT), "--", *entrypoint]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -123,7 +128,7 @@ def test_the_documented_submit_does_a_job_once_and_gives_no_secret_away(
 ) -> None:
     source = write_prompts(tmp_path / "prompts.parquet", ["The quiet fox", "Every bee", "Today"])
     (tmp_path / "job.yaml").write_text(JOB % (source, "out"))
-    generate = ("jobs.generate", str(tmp_path / "job.yaml"))
+    generate = (sys.executable, "-m", "jobs.generate", str(tmp_path / "job.yaml"))
 
     relative = submit("relative", *generate)
     assert relative.returncode == 1
@@ -142,7 +147,7 @@ def test_the_documented_submit_does_a_job_once_and_gives_no_secret_away(
     assert "once already exists" in again.stdout + again.stderr
     assert not (tmp_path / "other").exists()
 
-    verified = submit("verify", "jobs.verify", str(tmp_path / "out"))
+    verified = submit("verify", sys.executable, "-m", "jobs.verify", str(tmp_path / "out"))
     assert last_line(verified.stdout) == {"exit_code": 0, "result": "done"}
 
     told = [relative.stdout, done.stdout, verified.stdout, str([vars(job) for job in head.list_jobs()])]
@@ -150,6 +155,39 @@ def test_the_documented_submit_does_a_job_once_and_gives_no_secret_away(
     for secret in (SECRET, os.environ["RAY_AUTH_TOKEN"]):
         assert not any(secret in text for text in told)
         assert not any(secret.encode() in data for data in kept)
+
+
+UV = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+def write_wheel(folder: Path, witness: Path) -> Path:
+    """A wheel that makes each process of its environment write its command line into a folder as it starts."""
+    wheel, info = folder / "witness-1.0-py3-none-any.whl", "witness-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("witness.pth", "import witness\n")
+        code = f"import os, sys\nopen(f'{witness}/{{os.getpid()}}', 'w').write(' '.join(sys.orig_argv))\n"
+        file.writestr("witness.py", code)
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: witness\nVersion: 1.0\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+    return wheel
+
+
+@pytest.mark.skipif(UV is None, reason="uv is not installed")
+def test_replicas_of_a_driver_under_uv_run_have_its_environment(head: JobSubmissionClient, tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "prompts.parquet", ["The quiet fox", "Every bee"])
+    (tmp_path / "job.yaml").write_text(JOB % (source, tmp_path / "out"))
+    witness = tmp_path / "witness"
+    witness.mkdir()
+    options = ["--no-project", "--offline", "--no-config", "--python", sys.executable]
+    options += ["--with", str(write_wheel(tmp_path, witness))]
+    done = submit("uv", str(UV), "run", *options, "python", "-m", "jobs.generate", str(tmp_path / "job.yaml"))
+    assert done.returncode == 0, done.stdout
+    assert last_line(done.stdout) == {"exit_code": 0, "result": "done"}
+    assert len(part_bytes(tmp_path / "out")) == 2
+    started = [path.read_text() for path in witness.iterdir()]
+    assert any("jobs.generate" in command for command in started)
+    assert any("default_worker.py" in command for command in started)
 
 
 @pytest.mark.parametrize(

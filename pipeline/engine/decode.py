@@ -24,7 +24,7 @@ from pipeline.engine.model import GPT2, States
 from pipeline.engine.scoring import prompt_logprobs, score_targets
 from pipeline.engine.turn import Turn, Unit
 from pipeline.engine.units import Limits, make_units
-from pipeline.records import Completion, FloatArray, Request, Response, RowError
+from pipeline.records import Completion, FloatArray, Request, Response, RowError, Usage
 from pipeline.strategies import Dola, Score
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class Engine:
         self.with_prompt_logprobs = with_prompt_logprobs
         self.max_slots = max_slots
         self.cache_bytes = cache_bytes
+        self.usage = Usage()  # of all calls
         self._memory = Memory()
 
     @torch.inference_mode()
@@ -125,27 +126,32 @@ class Engine:
         logprobs: dict[Prompt, FloatArray] = {}
         if not waiting:
             return logprobs
-        cache = self._new_cache(waiting)
+        cache, num_offered = self._new_cache(waiting)
+        num_prefills = num_steps = num_used = 0
         running: list[Unit] = []
         while waiting or running:
             free = cache.num_slots - sum(unit.num_slots for unit in running)
             is_due = not running or free * REFILL_SHARE >= cache.num_slots
             if waiting and is_due and (admitted := _admit(waiting, free, cache.num_slots)):
                 running += self._prefill(cache, running, admitted, logprobs)
+                num_prefills += 1
             else:
-                self._decode(cache, running)
+                num_used += self._decode(cache, running)
+                num_steps += 1
             running = [unit for unit in running if unit.result is None]
             _rearrange(cache, running)
+        self.usage += Usage(num_prefills, num_steps, num_used, num_steps * num_offered)
         return logprobs
 
-    def _new_cache(self, waiting: deque[Waiting]) -> SlotCache:
-        """A cache with as many slots as the limits allow, each as long as the longest row needs."""
+    def _new_cache(self, waiting: deque[Waiting]) -> tuple[SlotCache, int]:
+        """A cache with as many slots as can be used, each as long as the longest row needs; and how many the limits
+        would allow."""
         units = [unit for prompt in waiting for unit in prompt.units]
         positions = max(unit.num_positions for unit in units)
         affordable = self.cache_bytes // (positions * self.model.kv_bytes_per_token)
         widths = [unit.num_slots for unit in units]
-        slots = min(max(min(self.max_slots, affordable), max(widths)), sum(widths))
-        return self.model.new_cache(slots, positions, self._memory)
+        allowed = max(min(self.max_slots, affordable), max(widths))
+        return self.model.new_cache(min(allowed, sum(widths)), positions, self._memory), allowed
 
     def _prefill(
         self, cache: SlotCache, running: list[Unit], admitted: list[Waiting], logprobs: dict[Prompt, FloatArray]
@@ -165,12 +171,13 @@ class Engine:
         self._advance(cache, first_slot, _ends(states), units)
         return units
 
-    def _decode(self, cache: SlotCache, running: list[Unit]) -> None:
-        """One token for every running row, and for its twin."""
+    def _decode(self, cache: SlotCache, running: list[Unit]) -> int:
+        """One token for every running row, and for its twin; returns how many that are."""
         rows = [row for unit in running for row in unit.state.running]
         newest = {slot: row.step.token for row in rows if row.step for slot in row.slots}
         tokens = [newest[slot] for slot in range(len(newest))]
         self._advance(cache, 0, self.model.decode(cache, tokens, _early(self.model, running)), running)
+        return len(tokens)
 
     def _advance(self, cache: SlotCache, first_slot: int, states: States, units: Sequence[Unit]) -> None:
         """From hidden states at the newest tokens, (B, E), to the next token of every row."""

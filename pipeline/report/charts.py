@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,20 +54,30 @@ def histogram(counts: Array, size: int, unit: float, name: str) -> Chart:
     padded = np.zeros(num_bars * per_bar)
     padded[: len(counts)] = counts[: len(padded)]
     sums = padded.reshape(num_bars, per_bar).sum(axis=1)
-    total, width = max(1, sums.sum()), WIDTH / num_bars
-    bars = tuple(
+    names = [_range(index * per_bar, per_bar, unit) for index in range(num_bars)]
+    title = f"{name}, most often {names[int(sums.argmax())]}"
+    return Chart(_bars(sums, names), "", "0", f"{(num_bars * per_bar - 1) * unit:g}", title)
+
+
+def categories(counts: Sequence[int], names: Sequence[str], ends: tuple[str, str], name: str) -> Chart:
+    """Shares of what is counted under names, a bar each; `ends` stand at the ends of the axis."""
+    values = np.array(counts, np.float64)
+    return Chart(_bars(values, names), "", *ends, f"{name}, most often {names[int(values.argmax())]}")
+
+
+def _bars(values: Array, names: Sequence[str]) -> tuple[Bar, ...]:
+    total, most, width = max(1, values.sum()), max(1, values.max()), WIDTH / len(values)
+    return tuple(
         Bar(
             x=round(index * width, 2),
-            y=round(HEIGHT - HEIGHT * float(value / sums.max()), 2),
+            y=round(HEIGHT - HEIGHT * float(value / most), 2),
             width=round(max(0.5, width - 1), 2),
-            height=round(HEIGHT * float(value / sums.max()), 2),
-            title=f"{_range(index * per_bar, per_bar, unit)}: {100 * value / total:.3g} % ({round(value):,})",
+            height=round(HEIGHT * float(value / most), 2),
+            title=f"{name}: {100 * value / total:.3g} % ({round(value):,})",
         )
-        for index, value in enumerate(sums.tolist())
+        for index, (value, name) in enumerate(zip(values.tolist(), names, strict=True))
         if value
     )
-    mode = _range(int(sums.argmax()) * per_bar, per_bar, unit)
-    return Chart(bars, "", "0", f"{(num_bars * per_bar - 1) * unit:g}", f"{name}, most often {mode}")
 
 
 def curve(sums: Array, counts: Array, size: int, name: str) -> Chart:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.recorded import Recorded
 from pipeline.report.selection import Why
+from pipeline.results import Results
 from pipeline.statistics.rows import whole_prompts
 
 MOST_STEPS = 150_000  # a file of about 8 MB
@@ -21,17 +22,20 @@ COLUMNS = (
 )
 
 
-def shown_rows(run: Recorded, why: Why) -> pa.Table:
+def shown_rows(results: Results, why: Why) -> pa.Table:
     """Rows of the chosen prompts as far as there is room; prompts without a reason are left out first."""
+    return that_fit(chosen_rows(results, why, results.run.job.input.keep_columns), why)
+
+
+def chosen_rows(results: Results, why: Why, kept: Sequence[str]) -> pa.Table:
+    """All rows of the chosen prompts, of `COLUMNS` and these kept columns."""
     chosen = pa.array(list(why), pa.int64())
-    pieces = whole_prompts(run, [*COLUMNS, *run.job.input.keep_columns])
-    table = pa.concat_tables([piece.filter(pc.is_in(piece["row_index"], chosen)) for piece in pieces])
-    kept = pa.array(_that_fit(table, why), pa.int64())
-    return table.filter(pc.is_in(table["row_index"], kept)).combine_chunks()
+    pieces = whole_prompts(results, [*COLUMNS, *kept])
+    return pa.concat_tables([piece.filter(pc.is_in(piece["row_index"], chosen)) for piece in pieces])
 
 
-def _that_fit(table: pa.Table, why: Why) -> list[int]:
-    """Prompts in order of claim until their steps are too many; always one."""
+def that_fit(table: pa.Table, why: Why) -> pa.Table:
+    """Rows of the prompts in order of claim until their steps are too many; always of one."""
     steps = pc.fill_null(pc.list_value_length(table["token_ids"]), 0)
     sizes = pa.table({"prompt": table["row_index"], "steps": steps}).group_by("prompt").aggregate([("steps", "sum")])
     by_prompt = dict(zip(sizes["prompt"].to_pylist(), sizes["steps_sum"].to_pylist(), strict=True))
@@ -41,7 +45,7 @@ def _that_fit(table: pa.Table, why: Why) -> list[int]:
         total += by_prompt[prompt]
         if total <= MOST_STEPS or not kept:
             kept.append(prompt)
-    return kept
+    return table.filter(pc.is_in(table["row_index"], pa.array(kept, pa.int64()))).combine_chunks()
 
 
 def first_rows(table: pa.Table) -> list[dict[str, Any]]:

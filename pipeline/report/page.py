@@ -1,4 +1,4 @@
-"""The report as one HTML document: template, style and script put together under a policy that allows nothing else."""
+"""A page as one HTML document: template, style and script put together under a policy that allows nothing else."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ STYLE = ("style.css",)
 SCRIPT = ("data.js", "text.js", "state.js", "card.js", "completion.js", "prompts.js", "main.js")
 
 
-def render(content: dict[str, Any]) -> str:
-    """The document; `content` is what the template names."""
-    style, script = _joined(STYLE), _joined(SCRIPT)
+def render(name: str, content: dict[str, Any]) -> str:
+    """The document `report` or `compare`; `content` is what its template names.
+
+    Each has what all pages share, then a style and a script of its own.
+    """
+    style, script = _joined((*STYLE, f"{name}.css")), _joined((*SCRIPT, f"{name}.js"))
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -30,7 +33,7 @@ def render(content: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["visible"] = visible
-    return environment.get_template("report.html.j2").render(content, style=style, script=script, policy=policy)
+    return environment.get_template(f"{name}.html.j2").render(content, style=style, script=script, policy=policy)
 
 
 def _joined(names: tuple[str, ...]) -> str:

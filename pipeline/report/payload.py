@@ -19,6 +19,7 @@ from pipeline.recorded import Recorded, Vocabulary
 from pipeline.report.selection import Why
 from pipeline.statistics.ragged import Array, Ragged
 from pipeline.statistics.rows import is_text
+from pipeline.strategies import Strategy
 from pipeline.tokenizer import text_of
 
 SHOWN_ALTERNATIVES = 10
@@ -30,7 +31,7 @@ LARGEST = 0xFFFE
 
 
 def payload(run: Recorded, vocabulary: Vocabulary, table: pa.Table, why: Why, baseline: str | None) -> str:
-    """Rows for the page, in base64.
+    """Rows for the page of a report, in base64.
 
     Args:
         run: the run.
@@ -39,18 +40,31 @@ def payload(run: Recorded, vocabulary: Vocabulary, table: pa.Table, why: Why, ba
         why: the reasons to show a prompt, by its number.
         baseline: name of the strategy to compare with.
     """
-    steps, used = _steps(table)
     names = [strategy.name for strategy in run.job.strategies]
+    strategy = [names.index(name) for name in table["strategy"].to_pylist()]
     header = {
-        "strategies": [{"name": each.name, "type": each.type, "isText": is_text(each)} for each in run.job.strategies],
+        "strategies": [described(each) for each in run.job.strategies],
         "isSample": any(why.values()),
         "baseline": None if baseline is None else names.index(baseline),
-        "prompts": _prompts(table, vocabulary, why, run.job.input.keep_columns),
-        "rows": _rows(table, names),
-        "vocabulary": [_token(vocabulary, token_id) for token_id in used.tolist()],
-        "columns": [[name, len(values), values.dtype.itemsize] for name, values in steps.items()],
+        "defaults": {},
+        "prompts": prompts_of(table, vocabulary, why, run.job.input.keep_columns),
+        "rows": rows_of(table) | {"strategy": strategy},
     }
-    document = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    return packed(header, table, vocabulary)
+
+
+def described(strategy: Strategy) -> dict[str, Any]:
+    """What the script needs to know of a strategy."""
+    return {"name": strategy.name, "type": strategy.type, "isText": is_text(strategy)}
+
+
+def packed(header: Mapping[str, Any], table: pa.Table, vocabulary: Vocabulary) -> str:
+    """A header and the steps of all rows as one block, in base64."""
+    steps, used = _steps(table)
+    vocabulary_used = [_token(vocabulary, token_id) for token_id in used.tolist()]
+    columns = [[name, len(values), values.dtype.itemsize] for name, values in steps.items()]
+    whole = {**header, "vocabulary": vocabulary_used, "columns": columns}
+    document = json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
     padding = b" " * (-(4 + len(document)) % 4)
     block = b"".join(
         [(len(document) + len(padding)).to_bytes(4, "little"), document, padding]
@@ -66,7 +80,8 @@ def _token(vocabulary: Vocabulary, token_id: int) -> list[Any]:
     return [token_id, found.decode("latin-1"), *name]
 
 
-def _prompts(table: pa.Table, vocabulary: Vocabulary, why: Why, kept: Sequence[str]) -> list[dict[str, Any]]:
+def prompts_of(table: pa.Table, vocabulary: Vocabulary, why: Why, kept: Sequence[str]) -> list[dict[str, Any]]:
+    """What the script needs to know of each prompt, as its first row tells."""
     indices = table["row_index"].to_numpy()
     first = np.unique(indices, return_index=True)[1]
     rows = table.select(["row_id", "row_index", "prompt", "prompt_token_ids", "num_prompt_tokens", *kept]).take(
@@ -76,7 +91,7 @@ def _prompts(table: pa.Table, vocabulary: Vocabulary, why: Why, kept: Sequence[s
         {
             "id": row["row_id"],
             "index": row["row_index"],
-            **_cut(_prompt_text(row, vocabulary)),
+            **cut(prompt_text(row, vocabulary)),
             "numTokens": row["num_prompt_tokens"],
             "why": why[row["row_index"]],
             "kept": [[name, _plain(row[name])[:KEPT_CHARACTERS]] for name in kept],
@@ -85,14 +100,16 @@ def _prompts(table: pa.Table, vocabulary: Vocabulary, why: Why, kept: Sequence[s
     ]
 
 
-def _prompt_text(row: Mapping[str, Any], vocabulary: Vocabulary) -> str | None:
+def prompt_text(row: Mapping[str, Any], vocabulary: Vocabulary) -> str | None:
+    """The prompt of a row, of token ids where it has no text."""
     if row["prompt"] is None and row["prompt_token_ids"]:
         return text_of(vocabulary.token_bytes, row["prompt_token_ids"])
     prompt: str | None = row["prompt"]
     return prompt
 
 
-def _cut(text: str | None) -> dict[str, Any]:
+def cut(text: str | None) -> dict[str, Any]:
+    """A prompt as far as it is shown, and its length."""
     return {"text": text and text[:PROMPT_CHARACTERS], "length": len(text or "")}
 
 
@@ -100,11 +117,11 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _rows(table: pa.Table, names: Sequence[str]) -> dict[str, list[Any]]:
+def rows_of(table: pa.Table) -> dict[str, list[Any]]:
+    """What the script needs to know of each row, apart from its strategy."""
     indices = table["row_index"].to_numpy()
     return {
         "prompt": np.unique(indices, return_inverse=True)[1].tolist(),
-        "strategy": [names.index(name) for name in table["strategy"].to_pylist()],
         "sample": table["sample_index"].to_pylist(),
         "steps": Ragged.of(table["token_ids"]).lengths.tolist(),
         "finish": table["finish_reason"].to_pylist(),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.manifest import DETERMINISM
-from pipeline.recorded import Recorded
 from pipeline.report import charts
 from pipeline.report.wording import between, duration, number, share
+from pipeline.results import Results
 from pipeline.statistics import METRICS, Estimate, RunSummary, StrategySummary
 from pipeline.statistics.rows import RANKS, is_text
 from pipeline.statistics.tally import ENTROPY_BIN
@@ -78,13 +79,12 @@ ENDINGS = ("eos", "length", "stop", "context", "scored")
 SHARES = {"rep_4", "loop_share", "identical_samples", "same_as_baseline", "common_prefix"}
 
 
-def columns(summary: RunSummary) -> list[Column]:
+def columns(summaries: Sequence[StrategySummary]) -> list[Column]:
     """Those that at least one strategy has a value for."""
-    distinct = (
-        f"share of different bigrams among the first {summary.bigrams:,} of the strategy, the same number for each"
-    )
+    bigrams = max((each.bigrams for each in summaries), default=0)
+    distinct = f"share of different bigrams among the first {bigrams:,} of the strategy, the same number for each"
     meanings = {name: metric.meaning for name, metric in METRICS.items()} | {"distinct_2": distinct}
-    found = [each.metrics() for each in summary.strategies]
+    found = [each.metrics() for each in summaries]
     return [
         Column(name, label, name in SHARES, meanings[name])
         for name, label in LABELS.items()
@@ -92,18 +92,18 @@ def columns(summary: RunSummary) -> list[Column]:
     ]
 
 
-def strategies(run: Recorded, summary: RunSummary) -> list[StrategyView]:
-    """Rows of the table, in job order."""
-    drawn = [each.tally for each in summary.strategies if is_text(each.tally.strategy)]
+def strategies(summaries: Sequence[StrategySummary]) -> list[StrategyView]:
+    """Rows of the table, in the order given; all charts of a kind have the same axis."""
+    drawn = [each.tally for each in summaries if is_text(each.tally.strategy)]
     longest = max((len(tally.lengths) for tally in drawn), default=0)
     entropies = max((len(tally.entropies) for tally in drawn), default=0)
     steps = max((len(tally.steps) for tally in drawn), default=0)
-    return [_strategy(each, longest, entropies, steps) for each in summary.strategies]
+    return [_strategy(each, longest, entropies, steps) for each in summaries]
 
 
-def tiles(run: Recorded, summary: RunSummary) -> list[tuple[str, str, str]]:
+def tiles(results: Results, summary: RunSummary) -> list[tuple[str, str, str]]:
     """The run at a glance: label, value, and a note."""
-    manifest, model = run.manifest(), run.model
+    run, model = results.run, results.run.model
     rows, errors = summary.total("rows"), summary.total("errors")
     found = [
         ("completions", f"{rows:,}", f"{summary.num_prompts:,} prompts, {len(summary.strategies)} strategies"),
@@ -114,14 +114,21 @@ def tiles(run: Recorded, summary: RunSummary) -> list[tuple[str, str, str]]:
         found.append(
             ("time", duration(summary.elapsed_s), f"{number(summary.tokens_per_s)} tokens/s over all strategies")
         )
-    state = "finished" if manifest else f"under way: {summary.num_prompts:,} of {run.num_input_rows:,} prompts"
     return [
         *found,
         ("model", model.name.rstrip("/").rsplit("/", 1)[-1], f"{model.commit[:19]}"),
         ("numbers", run.job.model.dtype, f"determinism: {DETERMINISM[run.job.model.dtype]}"),
         ("seed", str(run.job.seed), f"fingerprint {run.fingerprint[:12]}"),
-        ("state", state.split(":")[0], state.partition(": ")[2]),
+        ("state", *_state(results, summary)),
     ]
+
+
+def _state(results: Results, summary: RunSummary) -> tuple[str, str]:
+    """The state of a run, and what there is to know of it."""
+    if results.run.manifest() is None:
+        return "under way", f"{summary.num_prompts:,} of {results.run.num_input_rows:,} prompts"
+    first, *retries = results.rounds
+    return "finished", f"{len(first.stale):,} rows computed again by retry-errors" if retries else ""
 
 
 def error_rows(table: pa.Table) -> list[dict[str, Any]]:
@@ -154,8 +161,8 @@ def _strategy(summary: StrategySummary, longest: int, entropies: int, steps: int
         num_errors=round(summary.totals.get("errors", 0)),
         length_title=f"median {summary.length_quantile(0.5)}, 95 % have at most {summary.length_quantile(0.95)}",
         cells={name: _cell(estimate, name in SHARES) for name, estimate in metrics.items()},
-        ranks=_segments({name: metrics[name].value or 0 for name in RANKS}, RANK_NAMES),
-        endings=_segments({reason: shares.get(reason, 0) for reason in ENDINGS}),
+        ranks=segments({name: metrics[name].value or 0 for name in RANKS}, RANK_NAMES),
+        endings=segments({reason: shares.get(reason, 0) for reason in ENDINGS}),
         parting_step=summary.median_parting_step,
         charts=[
             charts.histogram(tally.lengths, longest, 1, f"tokens per completion of {strategy.name}"),
@@ -179,7 +186,8 @@ def _shares(counts: dict[str, int]) -> dict[str, float]:
     return {name: counts[name] / total for name in sorted(counts)}
 
 
-def _segments(shares: dict[str, float], names: dict[str, str] | None = None) -> list[Segment]:
+def segments(shares: dict[str, float], names: dict[str, str] | None = None) -> list[Segment]:
+    """Pieces of a bar for these shares; `names` are ranks, by what the shares are called."""
     found, x = [], 0.0
     for shade, (name, value) in enumerate(shares.items()):
         if value:
@@ -193,9 +201,10 @@ def _settings(values: dict[str, Any]) -> str:
     return " · ".join(f"{key} {json.dumps(value)}" for key, value in values.items())
 
 
-def how_it_was_made(run: Recorded) -> dict[str, Any]:
+def how_it_was_made(results: Results) -> dict[str, Any]:
     """Facts of the last section."""
-    manifest = run.manifest() or {}
+    run, manifest = results.run, results.run.manifest() or {}
+    folders = [f"'{visible(each.folder.name)}/data/*.parquet'" for each in results.rounds if each.keys]
     job = json.dumps(run.job.model_dump(mode="json", exclude_defaults=True), indent=2, ensure_ascii=False)
     return {
         "job": "\n".join(map(visible, job.splitlines())),
@@ -205,8 +214,9 @@ def how_it_was_made(run: Recorded) -> dict[str, Any]:
         "fingerprint": run.fingerprint,
         "folder": run.folder.name,
         "query": (
-            "SELECT strategy, count(*) AS rows,\n"
+            "SELECT strategy, count(*) AS ok,\n"
             "       exp(-sum(cumulative_logprob) / sum(num_generated_tokens)) AS perplexity\n"
-            f"FROM '{visible(run.folder.name)}/data/*.parquet' GROUP BY strategy"
+            f"FROM read_parquet([{', '.join(folders)}])\n"
+            "WHERE status = 'ok' GROUP BY strategy"
         ),
     }

@@ -33,6 +33,17 @@ def between(estimate: Estimate, is_share: bool) -> str:
     return f"{_digits(low)}–{_digits(high)}"
 
 
+def change(estimate: Estimate, is_share: bool) -> tuple[str, str]:
+    """A difference with its sign, and its interval; of shares in percentage points."""
+    if estimate.value is None:
+        return UNDEFINED, ""
+    scale, unit = (100, " pt") if is_share else (1, "")
+    value = _signed(scale * estimate.value)
+    if estimate.low is None or estimate.high is None or estimate.low == estimate.high:
+        return f"{value}{unit if value != '0' else ''}", ""
+    return f"{value}{unit}", f"{_signed(scale * estimate.low)} to {_signed(scale * estimate.high)}"
+
+
 def duration(seconds: float) -> str:
     """As `41 s`, `7 min 41 s` or `3 h 5 min`."""
     minutes, rest = divmod(round(seconds), 60)
@@ -44,6 +55,10 @@ def duration(seconds: float) -> str:
 
 def _digits(value: float) -> str:
     return f"{value:#.3g}".rstrip(".") if value else "0"
+
+
+def _signed(value: float) -> str:
+    return f"{'+' if value > 0 else '−'}{_digits(abs(value))}" if value else "0"
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -1,7 +1,8 @@
 """The rows of a run, whole prompts at a time, with the numbers of each row that metrics are sums of.
 
-Reads one part after another in pieces, so that memory is that of a compressed part and a piece, and does not grow with
-the run. Believes what it reads; `verify` proves it.
+Rows that a retry computed again stand in the place of their errors. Reads one part after another in pieces, so that
+memory is that of a compressed part and a piece (of a retried part: that of its columns), and does not grow with the
+run. Believes what it reads; `verify` proves it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 from pipeline.config import Job
 from pipeline.errors import ConfigError, StorageError
 from pipeline.metrics import RANK_BINS
-from pipeline.recorded import Recorded
+from pipeline.newest import newest_part
+from pipeline.results import Results
 from pipeline.statistics.agreement import Agreement, agreement
 from pipeline.statistics.diversity import overlaps
 from pipeline.statistics.ragged import Array, Ragged
@@ -77,48 +79,56 @@ def baseline_of(job: Job, name: str | None = None) -> str | None:
     return name
 
 
-def read_strategies(run: Recorded, baseline: str | None, piece_rows: int = PIECE_ROWS) -> Iterator[StrategyRows]:
+def read_strategies(results: Results, baseline: str | None, piece_rows: int = PIECE_ROWS) -> Iterator[StrategyRows]:
     """All rows there are so far, as whole prompts and by strategy; within a strategy in the order of the input."""
-    for table in whole_prompts(run, COLUMNS, piece_rows):
+    strategies = results.run.job.strategies
+    for table in whole_prompts(results, COLUMNS, piece_rows):
         names = table["strategy"].combine_chunks()
         parts = {
-            strategy.name: table.filter(pc.equal(names, strategy.name)).combine_chunks()
-            for strategy in run.job.strategies
+            strategy.name: table.filter(pc.equal(names, strategy.name)).combine_chunks() for strategy in strategies
         }
         first = _first_samples(parts[baseline]) if baseline is not None else None
-        for strategy in run.job.strategies:
+        for strategy in strategies:
             others = None if strategy.name == baseline or not is_text(strategy) else first
             if parts[strategy.name].num_rows:
                 yield _strategy_rows(strategy, parts[strategy.name], others)
 
 
-def whole_prompts(run: Recorded, columns: Sequence[str], piece_rows: int = PIECE_ROWS) -> Iterator[pa.Table]:
-    """Some columns of all parts that are there, in pieces that never divide the rows of a prompt.
+def whole_prompts(results: Results, columns: Sequence[str], piece_rows: int = PIECE_ROWS) -> Iterator[pa.Table]:
+    """Some columns of all rows as they are now, in pieces that never divide the rows of a prompt.
 
     Args:
-        run: the run.
+        results: an opened run.
         columns: their names.
         piece_rows: most rows to decode at once, fewer where rows are large.
 
     Raises:
         StorageError: a part is damaged.
     """
-    for shard in run.shards:
-        data = run.folder.read(shard.key)
-        if data is None:
-            continue
+    for key in results.rounds[0].keys:
         try:
-            yield from _pieces(data, list(columns), piece_rows)
+            yield from _pieces(_batches(results, key, list(columns), piece_rows))
         except (pa.ArrowException, OSError) as error:
             raise StorageError(
-                f"{run.folder.name}/{shard.key} cannot be read: {error}.", "Remove it and run the job again."
+                f"{results.folder}/{key} cannot be read: {error}.", "Remove it and run the job again."
             ) from error
 
 
-def _pieces(data: bytes, columns: list[str], piece_rows: int) -> Iterator[pa.Table]:
+def _batches(results: Results, key: str, columns: list[str], piece_rows: int) -> Iterator[pa.RecordBatch]:
+    first, *retries = results.rounds
+    if any(key in retry.keys for retry in retries):
+        yield from newest_part(results.run, key, results.rounds, columns).to_batches(max_chunksize=piece_rows)
+        return
+    data = first.folder.read(key)
+    if data is None:
+        raise StorageError(f"{results.folder}/{key} was there and is gone.", "Put it back, or run the job again.")
     file = pq.ParquetFile(pa.BufferReader(data))
+    yield from file.iter_batches(min(piece_rows, _rows_that_fit(file.metadata, columns)), columns=columns)
+
+
+def _pieces(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     rest: pa.Table | None = None
-    for batch in file.iter_batches(min(piece_rows, _rows_that_fit(file.metadata, columns)), columns=columns):
+    for batch in batches:
         table = pa.Table.from_batches([batch])
         table = table if rest is None else pa.concat_tables([rest, table])
         prompts = table["row_index"].to_numpy()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.recorded import Recorded
+from pipeline.results import Results
 from pipeline.statistics.bootstrap import Estimate, interval, resampled
 from pipeline.statistics.diversity import common_budget
 from pipeline.statistics.metrics import METRICS
@@ -48,8 +48,6 @@ class StrategySummary:
     def metric(self, name: str) -> Estimate:
         """A metric of `METRICS` with its 95 % interval."""
         metric, tally = METRICS[name], self.tally
-        if not tally.names:
-            return Estimate(None)
         value = float(metric.of(tally.sums.sum(axis=0), tally.names))
         if not np.isfinite(value):
             return Estimate(None)
@@ -121,10 +119,18 @@ class RunSummary:
 class Collector:
     """Adds up rows as they are read."""
 
-    def __init__(self, run: Recorded, baseline: str | None) -> None:
-        self.run, self.baseline = run, baseline
+    def __init__(self, results: Results, baseline: str | None, num_prompts: int | None = None) -> None:
+        """Begin with nothing.
+
+        Args:
+            results: the run.
+            baseline: name of the strategy that others are compared with.
+            num_prompts: that are put into groups; more than the run has where it is compared with a larger one.
+        """
+        self.run, self.baseline = results.run, baseline
         self.num_rows = 0
-        self.tallies = {each.name: Tally(each, run.num_input_rows) for each in run.job.strategies}
+        num_prompts = num_prompts or self.run.num_input_rows
+        self.tallies = {each.name: Tally(each, num_prompts) for each in self.run.job.strategies}
 
     def add(self, rows: StrategyRows) -> None:
         """Count some more rows."""
@@ -144,19 +150,19 @@ class Collector:
         )
 
 
-def summarise(run: Recorded, baseline: str | None = None) -> RunSummary:
-    """Metrics of all rows there are so far, per strategy.
+def summarise(results: Results, baseline: str | None = None) -> RunSummary:
+    """Metrics of all rows as they are now, per strategy.
 
     Args:
-        run: from `recorded.open_run`, finished or not.
+        results: from `open_run`, finished or not.
         baseline: name of the strategy that others are compared with; default: the first greedy one.
 
     Raises:
         ConfigError: no strategy that generates text has that name.
         StorageError: a part is damaged.
     """
-    name = baseline_of(run.job, baseline)
-    return _collected(Collector(run, name), read_strategies(run, name)).summary()
+    name = baseline_of(results.run.job, baseline)
+    return _collected(Collector(results, name), read_strategies(results, name)).summary()
 
 
 def quantile(histogram: Array, share: float) -> int | None:

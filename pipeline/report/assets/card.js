@@ -25,6 +25,40 @@ function barItem(rank, token, p, most, isTaken) {
   );
 }
 
+/** What a step of a completion is by itself, for the card. */
+function stepContent(data, row, index) {
+  const step = stepOf(data, row, index);
+  const fact = (name, value) => element("span", {}, element("span", {}, `${name} `), value);
+  const covered = step.alternatives.reduce((sum, { p }) => sum + p, 0);
+  return [
+    element("p", { class: "head" }, label(step.token)),
+    element(
+      "div", { class: "facts" },
+      fact("rank", String(step.rank)), fact("p", percent(step.p)),
+      step.sampled === null ? null : fact("as drawn", percent(step.sampled)),
+      fact("surprise", `${step.surprise.toPrecision(3)} nats`), fact("entropy", `${step.entropy.toPrecision(3)} nats`),
+    ),
+    ...(step.alternatives.length ? [barList(step)] : []),
+    element("p", { class: "foot" }, step.alternatives.length
+      ? `the ${step.alternatives.length} most probable tokens cover ${percent(covered)}`
+      : "no alternatives were recorded (output.top_k: 0)"),
+    stepFoot(data, row, index),
+  ];
+}
+
+function stepFoot(data, row, index) {
+  const { token } = stepOf(data, row, index);
+  const bytes = token.name === undefined ? ` · bytes ${hex(token.bytes)}` : "";
+  return element("p", { class: "foot" }, `step ${index + 1} of ${data.rows.steps[row]} · token ${token.id}${bytes}`);
+}
+
+/** The same for the ear. */
+function stepWords(data, row, index) {
+  const step = stepOf(data, row, index);
+  const best = step.alternatives.slice(0, 3).map(({ token, p }) => `${label(token)} ${percent(p)}`).join(", ");
+  return `${label(step.token)}, rank ${step.rank}, ${percent(step.p)}. ${best}`;
+}
+
 class Card {
   constructor(data) {
     this.data = data;
@@ -35,37 +69,14 @@ class Card {
   }
 
   show(token, row, index) {
-    const step = stepOf(this.data, row, index);
     this.mark(token);
-    this.box.replaceChildren(...this.content(step, row, index));
+    this.box.replaceChildren(...cardContent(this.data, row, index));
     this.box.hidden = false;
     this.place(token);
-    return step;
   }
 
-  say(step) {
-    const best = step.alternatives.slice(0, 3).map(({ token, p }) => `${label(token)} ${percent(p)}`).join(", ");
-    this.live.textContent = `${label(step.token)}, rank ${step.rank}, ${percent(step.p)}. ${best}`;
-  }
-
-  content(step, row, index) {
-    const fact = (name, value) => element("span", {}, element("span", {}, `${name} `), value);
-    const covered = step.alternatives.reduce((sum, { p }) => sum + p, 0);
-    const bytes = step.token.name === undefined ? ` · bytes ${hex(step.token.bytes)}` : "";
-    return [
-      element("p", { class: "head" }, label(step.token)),
-      element(
-        "div", { class: "facts" },
-        fact("rank", String(step.rank)), fact("p", percent(step.p)),
-        step.sampled === null ? null : fact("as drawn", percent(step.sampled)),
-        fact("surprise", `${step.surprise.toPrecision(3)} nats`), fact("entropy", `${step.entropy.toPrecision(3)} nats`),
-      ),
-      step.alternatives.length ? barList(step) : null,
-      element("p", { class: "foot" }, step.alternatives.length
-        ? `the ${step.alternatives.length} most probable tokens cover ${percent(covered)}`
-        : "no alternatives were recorded (output.top_k: 0)"),
-      element("p", { class: "foot" }, `step ${index + 1} of ${this.data.rows.steps[row]} · token ${step.token.id}${bytes}`),
-    ].filter(Boolean);
+  say(row, index) {
+    this.live.textContent = spoken(this.data, row, index);
   }
 
   /** Below the token, or above it where there is no room below. */

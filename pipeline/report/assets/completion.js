@@ -1,47 +1,43 @@
 // One cell of a prompt: the completions of a strategy, one at a time, with coloured tokens.
 
-function strategyCell(view, prompt, strategy, rows) {
-  const cell = element("article", { class: "cell", "data-strategy": view.data.strategies[strategy].name });
-  cell.rows = rows;
+/** A cell that shows one of several items at a time: rows of a report, pairs of a comparison. */
+function steppedCell(name, items, contentOf, first = 0) {
+  const cell = element("article", { class: "cell", "data-strategy": name });
+  cell.items = items;
   cell.show = (index) => {
-    cell.index = (index + rows.length) % rows.length;
-    cell.replaceChildren(...cellContent(view, cell, rows[cell.index]));
+    cell.index = (index + items.length) % items.length;
+    cell.replaceChildren(...contentOf(cell, items[cell.index]));
   };
-  cell.show(0);
+  cell.show(first);
   return cell;
 }
 
-function cellContent(view, cell, row) {
+/** What a completion is, under a header that already has its name. */
+function rowContent(view, cell, header, row) {
   const { rows, strategies } = view.data;
-  const strategy = strategies[rows.strategy[row]];
-  const header = element("header", {}, element("h3", {}, strategy.name), stepper(view, cell, row));
   if (rows.errorType[row] !== null) {
     header.append(element("span", { class: "end failed" }, `error: ${rows.errorType[row]}`));
     return [header, element("p", { class: "failed text" }, visible(rows.errorMessage[row] ?? ""))];
   }
   header.append(element("span", { class: "end" }, ending(view.data, row)));
-  if (strategy.type === "next_token") {
+  if (strategies[rows.strategy[row]].type === "next_token") {
     return [header, rows.steps[row] ? barList(stepOf(view.data, row, 0)) : null].filter(Boolean);
   }
   return [header, tokenRun(view, row), foot(view, cell, row)];
 }
 
-function stepper(view, cell, row) {
-  if (cell.rows.length < 2) return null;
-  const { data } = view;
-  const alike = cell.rows.filter((other) => data.rows.errorType[other] === null && sameTokens(data, other, row)).length;
-  const turn = (text, name, by) =>
-    element("button", { type: "button", "aria-label": name, onclick: () => view.turn(cell, by) }, text);
-  const kind = data.strategies[data.rows.strategy[row]].type === "beam_search" ? "beam " : "";
-  const count = `${kind}${data.rows.sample[row] + 1} of ${cell.rows.length}${alike > 1 ? ` (${alike} alike)` : ""}`;
-  return element("span", { class: "stepper" }, turn("‹", "previous sample", -1), count, turn("›", "next sample", 1));
+/** Buttons around a text, where there is more than one item. */
+function stepper(view, cell, text) {
+  if (cell.items.length < 2) return null;
+  const turn = (sign, name, by) =>
+    element("button", { type: "button", "aria-label": name, onclick: () => view.turn(cell, by) }, sign);
+  return element("span", { class: "stepper" }, turn("‹", "previous sample", -1), text, turn("›", "next sample", 1));
 }
 
 function ending(data, row) {
-  const count = data.rows.steps[row];
   const match = data.rows.stop[row];
   const stop = match === null ? "" : ` “${visible(String(match), false)}”`;
-  return `${count} ${count === 1 ? "token" : "tokens"} · ${data.rows.finish[row]}${stop}`;
+  return `${numTokens(data.rows.steps[row])} · ${data.rows.finish[row]}${stop}`;
 }
 
 /** The tokens: one stop for Tab, arrows within. */
@@ -89,21 +85,10 @@ function signs(text) {
     .map((part, place) => (place % 2 ? element("span", { class: "sign" }, part) : part));
 }
 
-/** The first step whose token is not the baseline's; -1 where none is. */
-function partingStep(data, row) {
-  const baseline = baselineRow(data, row);
-  if (baseline === null) return -1;
-  const common = commonPrefix(data, row, baseline);
-  return common < Math.min(data.rows.steps[row], data.rows.steps[baseline]) ? common : -1;
-}
-
 function foot(view, cell, row) {
   const { data } = view;
-  const baseline = baselineRow(data, row);
   const score = data.rows.score[row];
-  const facts = [];
-  if (baseline !== null) facts.push(comparison(data, row, baseline));
-  if (score !== null) facts.push(`score ${score.toPrecision(4)}`);
+  const facts = [comparedWith(data, row), score === null ? null : `score ${score.toPrecision(4)}`].filter(Boolean);
   const table = element("button", {
     type: "button", class: "link", "aria-expanded": "false",
     onclick: () => {
@@ -114,12 +99,4 @@ function foot(view, cell, row) {
     },
   }, "steps as a table");
   return element("p", { class: "foot" }, facts.length ? element("span", {}, facts.join(" · ")) : null, data.rows.steps[row] ? table : null);
-}
-
-function comparison(data, row, baseline) {
-  const name = data.strategies[data.baseline].name;
-  if (sameTokens(data, row, baseline)) return `= ${name}`;
-  const common = commonPrefix(data, row, baseline);
-  if (partingStep(data, row) < 0) return `= ${name} as far as the shorter one goes`;
-  return common ? `= ${name} for ${common} ${common === 1 ? "token" : "tokens"}` : `parts from ${name} at the first token`;
 }

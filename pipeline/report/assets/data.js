@@ -73,11 +73,3 @@ function commonPrefix(data, left, right) {
   while (count < shorter && token[data.first[left] + count] === token[data.first[right] + count]) count++;
   return count;
 }
-
-/** The completion that a row is compared with, or null. */
-function baselineRow(data, row) {
-  const strategy = data.rows.strategy[row];
-  if (data.baseline === null || strategy === data.baseline || !data.strategies[strategy].isText) return null;
-  const found = data.prompts[data.rows.prompt[row]].cells.get(data.baseline);
-  return found && data.rows.errorType[found[0]] === null && data.rows.errorType[row] === null ? found[0] : null;
-}

@@ -61,7 +61,9 @@ class View {
   step(run, index) {
     const tokens = run.querySelectorAll(".t");
     const place = Math.max(0, Math.min(tokens.length - 1, index));
-    if (tokens.length) this.card.say(this.card.show(tokens[place], run.row, place));
+    if (!tokens.length) return;
+    this.card.show(tokens[place], run.row, place);
+    this.card.say(run.row, place);
   }
 
   nextPrompt(by) {
@@ -146,7 +148,7 @@ function stepKey(view, run, key) {
 
 function turnFocused(view, by) {
   const cell = document.activeElement?.closest(".cell");
-  if (cell && cell.rows.length > 1) view.turn(cell, by);
+  if (cell && cell.items.length > 1) view.turn(cell, by);
 }
 
 function following(values, value) {
@@ -179,7 +181,9 @@ function listenToForm(view) {
 }
 
 async function start() {
-  const view = new View(await readData());
+  const data = await readData();
+  Object.assign(DEFAULTS, data.defaults);
+  const view = new View(data);
   for (const listen of [listenToPointer, listenToFocus, listenToKeys, listenToForm]) listen(view);
   for (const id of ["app", "theme", "help-open"]) document.getElementById(id).hidden = false;
   document.documentElement.dataset.ready = "yes";

@@ -13,17 +13,12 @@ function promptCard(view, number) {
       "div", { class: "facts" },
       element("b", {}, visible(prompt.id, false)),
       ...prompt.kept.map(([name, value]) => element("span", {}, `${name}: ${visible(value, false).slice(0, 80)}`)),
-      element("span", {}, `${prompt.numTokens} tokens`), why,
+      element("span", {}, numTokens(prompt.numTokens)), why,
       element("a", { href: `#row=${prompt.index}`, "aria-label": `link to ${prompt.id}` }, "link"),
     ),
     promptText(prompt),
   );
-  const cells = element("div", { class: "cells" });
-  for (const [strategy, rows] of prompt.cells) {
-    const wanted = rows.filter((row) => isWanted(data, state, row));
-    if (wanted.length) cells.append(strategyCell(view, prompt, strategy, wanted));
-  }
-  return element("section", { class: "prompt", tabindex: "-1", "aria-label": `prompt ${prompt.id}` }, header, cells);
+  return element("section", { class: "prompt", tabindex: "-1", "aria-label": `prompt ${prompt.id}` }, header, ...promptBody(view, prompt));
 }
 
 function reasons({ why }) {
@@ -56,7 +51,8 @@ function fillFilters(view) {
     view.form.elements[name].replaceChildren(...options.map(([value, text]) => element("option", { value }, text)));
   };
   const named = (values) => values.map((value) => [value, value]);
-  fill("strategy", [["", "all"], ...data.strategies.map(({ name, type }) => [name, `${name} (${type})`])]);
+  const types = new Map(data.strategies.map(({ name, type }) => [name, `${name} (${type})`]));
+  fill("strategy", [["", "all"], ...types]);
   fill("finish", [["", "anything"], ...named(distinct(data.rows.finish.filter((reason) => reason !== null)))]);
   fill("error", [["", "all"], ["ok", "ok"], ["error", "error"], ...named(errors)]);
   fill("why", [["", "any reason"], ...named(distinct(data.prompts.flatMap(({ why }) => why))), ...named(["at random"])]);

@@ -82,11 +82,3 @@ function tokensOf(data, row) {
   const at = data.first[row];
   return Array.from(data.steps.token.subarray(at, at + data.rows.steps[row]), (place) => data.vocabulary[place]);
 }
-
-/** Whether strategies that generate text gave different tokens for a prompt. */
-function isDifferent(data, prompt) {
-  const rows = [...prompt.cells.entries()]
-    .filter(([strategy]) => data.strategies[strategy].isText)
-    .flatMap(([, found]) => found.filter((row) => data.rows.errorType[row] === null));
-  return rows.some((row) => !sameTokens(data, row, rows[0]));
-}

@@ -39,6 +39,10 @@ function hex(bytes) {
   return Array.from(bytes, (byte) => byte.toString(16).toUpperCase().padStart(2, "0")).join(" ");
 }
 
+function numTokens(count) {
+  return `${count} ${count === 1 ? "token" : "tokens"}`;
+}
+
 /** Three significant digits in percent. */
 function percent(p) {
   if (p === null) return "–";
