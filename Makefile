@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test chaos fuzz fuzz-inputs oracle lint bench peers clean
+.PHONY: demo test chaos fuzz fuzz-inputs oracle lint docs docs-update bench peers clean
 
 demo: $(VENV)/.ready  ## run jobs/demo.yaml on a local Ray and show what came out
 	$(BIN)/batchgen run jobs/demo.yaml
@@ -32,6 +32,16 @@ lint: $(VENV)/.ready  ## format, lint, types
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+docs: $(VENV)/.ready  ## the site, in docs/_build
+	$(BIN)/python -m sphinx -q -E -a -W --keep-going docs docs/_build
+
+docs-update: $(VENV)/.ready  ## put what comes out into README.md and docs/: outputs, tables, pictures
+	$(BIN)/python -m tests.strategies_page
+	$(BIN)/python -m tests.combinations --write
+	$(BIN)/python -m docs.generate_pictures
+	$(BIN)/python -m docs.generate_screenshot
+	$(BIN)/python -m tests.handbook
+
 BENCHMARKS = limit uniform ragged recording shared_prefill beams pipeline growth flow memory report scale
 bench: $(VENV)/.ready  ## speed beside peers and the machine's limit, for hours; one piece e.g. BENCHMARKS=uniform
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
@@ -59,4 +69,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:  ## remove the environments and what was made with them
-	rm -rf $(VENV) .oracle .vllm .ctranslate2 out/demo out/benchmarks
+	rm -rf $(VENV) .oracle .vllm .ctranslate2 out/demo out/benchmarks docs/_build docs/reference

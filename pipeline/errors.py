@@ -16,6 +16,16 @@ A bad *prompt* is none of these: it becomes a row with status `error` (`records.
 
 from __future__ import annotations
 
+EXIT_CODES = {
+    0: "done",
+    2: "bad job file, input, model or size of cluster; the message says what to change",
+    3: "more error rows than `run.max_error_rate`: stopped as soon as that was certain, or finished; results are kept",
+    4: "the cluster or the storage failed, another driver works on the folder, or SIGTERM came; safe to run again",
+    5: "`verify` or `replay` found something wrong, or `compare` a difference",
+    6: "`status --exit-status` of a run that somebody may work on",
+    130: "stopped by Ctrl-C; safe to run again",
+}
+
 
 class BatchgenError(Exception):
     """Base of all errors this package raises on purpose; the message is written for the user.

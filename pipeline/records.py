@@ -18,10 +18,41 @@ SCHEMA_VERSION = 2
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
+ROW_ERRORS = {
+    "prompt_null": "the prompt is null",
+    "prompt_not_text": "the prompt is not text",
+    "prompt_not_unicode": "the prompt is not valid Unicode",
+    "prompt_not_token_ids": "the prompt is not a list of integers",
+    "prompt_empty": "the prompt has no tokens, and `input.on_empty_prompt` is `error`",
+    "prompt_too_long": "the model's positions do not hold the prompt, and `input.on_long_prompt` is `error`",
+    "token_id_out_of_range": "a token id is null, negative or not in the vocabulary",
+    "id_null": "the id is null",
+    "id_not_text": "the id is neither text nor an integer",
+    "id_not_unicode": "the id is not valid Unicode",
+    "bad_json": "the line is no JSON object",
+    "bad_csv": "the record is not CSV, or has other columns than the header",
+    "bad_kept_value": "a kept column holds a value that cannot be written",
+    "bad_override": "a column sets what the strategy cannot have",
+    "target_null": "what is to be scored is null",
+    "target_not_text": "what is to be scored is not text",
+    "target_not_unicode": "what is to be scored is not valid Unicode",
+    "target_not_token_ids": "what is to be scored is not a list of integers",
+    "target_empty": "there is nothing to score",
+    "target_too_long": "the model's positions do not hold what is to be scored",
+    "no_token_left": "the strategy's bans left nothing to generate",
+    "force_words_unmet": "no beam held all forced words",
+    "too_few_beams": "the strategy's bans left fewer beams than rows to return",
+    "logits_not_finite": "the model's logits are not finite",
+    "killed_replica": "generating for the row killed its replica, each time",
+    "out_of_memory": "generating for the row needed more memory than there was, each time",
+    "hung": "generating for the row gave no sign of life, each time",
+    "engine_error": "the engine failed on the row, each time",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Why a row has status `error`: a stable snake_case type and a sentence for people."""
+    """Why a row has status `error`: a type, one of `ROW_ERRORS`, and a sentence for people."""
 
     type: str
     message: str

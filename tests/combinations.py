@@ -139,12 +139,12 @@ def tables() -> str:
     notes: dict[str, int] = {}
     parts = [_group(title, keys, notes) for title, keys in GROUPS.items()]
     why = "".join(f"{number}. {reason}\n" for reason, number in notes.items())
-    return "\n".join([*parts, f"### Why not\n\n{_what_types_do()}\n{why}", _not_together(), _not_alone()])
+    return "\n".join([*parts, f"## Why not\n\n{_what_types_do()}\n{why}", _not_together(), _not_alone()])
 
 
 def _group(title: str, keys: Iterable[str], notes: dict[str, int]) -> str:
     rows = [[f"`{key}`", *(_cell(kind, key, notes) for kind in KINDS)] for key in keys]
-    return f"### {title}\n\n{_table(['', *(f'`{kind}`' for kind in KINDS)], rows)}"
+    return f"## {title}\n\n{_table(['', *(f'`{kind}`' for kind in KINDS)], rows)}"
 
 
 def _cell(kind: str, key: str, notes: dict[str, int]) -> str:
@@ -181,7 +181,7 @@ def _not_together() -> str:
         [f"`{one}`", f"`{other}`", why, "all" if kinds == could[one, other] else ", ".join(kinds)]
         for (one, other, why), kinds in found.items()
     ]
-    return f"### Not together\n\n{_table(['key', 'key', 'why', 'of the types with both'], rows)}"
+    return f"## Not together\n\n{_table(['key', 'key', 'why', 'of the types with both'], rows)}"
 
 
 def _not_alone() -> str:
@@ -192,7 +192,7 @@ def _not_alone() -> str:
         for key in sorted(set(works_with(kind)) & WITH.keys() - KINDS[kind].keys())
         if (why := refusal({other: value for other, value in strategy(kind, key).items() if other not in WITH[key]}))
     }
-    return f"### Not alone\n\n{_table(['key', 'why'], [[f'`{key}`', why] for key, why in found])}"
+    return f"## Not alone\n\n{_table(['key', 'why'], [[f'`{key}`', why] for key, why in found])}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -6,7 +6,6 @@ the strategy in the YAML block above it gives.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,9 +13,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from docs.generate_reference import keys_table
 from pipeline import job
 from pipeline.jobfile import parse_job
-from pipeline.jobfile_schema import in_words, strategy_types
+from pipeline.jobfile_schema import strategy_types
 from pipeline.results import open_run
 from tests.flows import read_output, write_prompts
 
@@ -30,25 +30,13 @@ def page(text: str) -> str:
     """The page with its tables and samples made anew."""
     strategies = [YAML(typ="safe").load(match[2]) for match in SAMPLE.finditer(text)]
     shown = samples(strategies)
-    text = KEYS.sub(lambda match: f"{match[1]}{keys_table(match[2], match[3].split())}{match[4]}", text)
+    text = KEYS.sub(lambda match: f"{match[1]}{_keys_table(match[2], match[3].split())}{match[4]}", text)
     return SAMPLE.sub(lambda match: f"{match[1]}{shown[YAML(typ='safe').load(match[2])['name']]}{match[3]}", text)
 
 
-def keys_table(kind: str, keys: list[str]) -> str:
-    """What each key must be, its default and what it does."""
-    rules = strategy_types()[kind]
-    lines = ["| key | value | default | |", "|---|---|---|---|"]
-    for key in keys:
-        rule = rules["properties"][key]
-        lines.append(f"| `{key}` | {in_words(rule)} | {_default(rule)} | {rule['description']} |")
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _default(rule: dict[str, Any]) -> str:
-    """What leaving the key out means."""
-    if "default" not in rule:
-        return "must be set"
-    return "off" if rule["default"] in (None, []) else f"`{json.dumps(rule['default'])}`"
+def _keys_table(kind: str, keys: list[str]) -> str:
+    rules = strategy_types()[kind]["properties"]
+    return keys_table({key: rules[key] for key in keys}) + "\n"
 
 
 def samples(strategies: list[dict[str, Any]]) -> dict[str, str]:

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 import pipeline
-from pipeline import BatchgenError, Completions, Engine, Job, Results, open_run, run
+from pipeline import BatchgenError, Completions, Engine, Job, Results, run
 from pipeline.config import Job as PlainJob
 from pipeline.errors import ConfigError, ModelError
 from pipeline.jobfile import parse_job
@@ -230,13 +230,3 @@ def test_a_notebook_bar_draws_in_one_place_and_not_too_often() -> None:
         ("50/100 rows · 50 tok/s · 1 errors · 10 s", False),
         ("100/100 rows · 148 tok/s · 1 errors · 10 s", False),
     ]
-
-
-def test_the_python_of_readme_runs_as_it_stands(tmp_path: Path) -> None:
-    """On a local Ray, from a directory that has `jobs`."""
-    root = Path(__file__).parent.parent
-    (tmp_path / "jobs").symlink_to(root / "jobs")
-    block = (root / "README.md").read_text().split("## From Python\n\n```python\n")[1].split("```")[0]
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert open_run(tmp_path / "out" / "python").counts["rows"] == 73

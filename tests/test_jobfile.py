@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -1403,26 +1402,10 @@ def test_every_key_that_is_no_choice_has_examples_that_keep_its_rules() -> None:
     assert wrong == []
 
 
-def yaml_of_pages() -> list[Any]:
-    """Job files of the project, and those that the pages show, whole or in part."""
-    files = [pytest.param(path.read_text(), id=path.name) for path in sorted((ROOT / "jobs").glob("*.yaml"))]
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    blocks = [
-        pytest.param(block, id=f"{page.name}-{index}")
-        for page in pages
-        for index, block in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S))
-    ]
-    return [*files, *blocks]
-
-
-@pytest.mark.parametrize("text", yaml_of_pages())
-def test_what_the_pages_show_keeps_to_the_schema_and_loads(text: str) -> None:
-    shown = YAML(typ="safe", pure=True).load(text)
-    if isinstance(shown, list) or "type" in shown:
-        shown = {"strategies": shown if isinstance(shown, list) else [shown]}
-    elif "strategy_columns" in shown:
-        shown |= {"strategies": [{"name": "s", "type": "sampling", "max_new_tokens": 4}]}
-    values = {**VALUES, **shown}
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_job_file_of_the_project_keeps_to_the_schema_and_loads(path: Path) -> None:
+    """Those of the pages are in test_handbook.py."""
+    values = YAML(typ="safe", pure=True).load(path.read_text())
     assert list(SCHEMA.iter_errors(values)) == []
     parse_job(values)
 

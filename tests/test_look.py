@@ -364,16 +364,3 @@ def test_every_command_that_reads_a_run_speaks_json(name: str, sound: Path, tmp_
     printed = command(name, sound, *options, "--json").stdout
     assert json.loads(printed)["schema"] == 1
     assert printed.count("\n") == 1
-
-
-def test_readme_shows_what_show_and_tokenize_print(skip: Callable[[str], Rows], vocabulary: Vocabulary) -> None:
-    block = (ROOT / "README.md").read_text().split("## Look before, and after\n\n```console\n")[1].split("```")[0]
-    _, shown, tokenized, _ = re.split(r"^\$ batchgen .*\n", block, flags=re.MULTILINE)[1:]
-    lines = screen([skip("nucleus")[1]], vocabulary, 80)
-    expected = shown.splitlines()
-    assert expected[-1] == "..."
-    assert lines[: len(expected) - 1] == expected[:-1]
-    tokenised = tokenise(["I skip across the"], "demo")
-    stream = io.StringIO()
-    print_fitted(*tokenised.texts[0], tokenised, Console(file=stream, width=80, color_system=None))
-    assert [line.rstrip() for line in stream.getvalue().splitlines() if line.strip()] == tokenized.splitlines()

@@ -9,7 +9,6 @@ import json
 import os
 import pty
 import re
-import shlex
 import struct
 import subprocess
 import sys
@@ -293,12 +292,3 @@ def test_the_command_in_a_process_of_its_own_fits_its_terminal_and_takes_bytes_t
     bad = subprocess.run([*arguments[:-1], b"bad \xff"], capture_output=True, cwd=ROOT, check=False)
     assert bad.returncode == 2
     assert b"error: prompt 1 is not valid Unicode: its character 5" in bad.stderr
-
-
-def test_readme_shows_what_the_command_prints() -> None:
-    block = re.search(r"```console\n\$ batchgen (next .*)\n((?:.*\n)*?)```", (ROOT / "README.md").read_text())
-    assert block
-    _, *arguments = shlex.split(block[1])
-    number = int(arguments[arguments.index("-k") + 1])
-    answer = next_tokens(arguments[: arguments.index("-k")], model="demo", dtype="float32", k=number)
-    assert screen(answer, 80) == block[2].splitlines()

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import pytest
 
 from pipeline.schema import output_schema
 from pipeline.writer import build_table, encode_part
-from tests.reading_page import block
+from tests.handbook.blocks import blocks
 from tests.test_writer import hand_made_rows, hand_made_table, kept_columns
 
 Rows = list[dict[str, Any]]
@@ -142,6 +143,12 @@ def test_datasets_reads_every_value_of_a_folder_with_only_data(folder: Path, tmp
     whole, streamed = pickle.load(output), pickle.load(output)
     assert_same(whole, written)
     assert_same(streamed, written)
+
+
+def block(tool: str) -> str:
+    """The block of docs/reading.md that gives the long form in a tool: the one that names it on its first line."""
+    (found,) = (each.text for each in blocks("docs/reading.md") if re.match(rf"(--|#) {tool}\b", each.text))
+    return found
 
 
 SPARK = """

@@ -1,0 +1,1 @@
+"""Pages, and the scripts that make more of them."""
