@@ -25,6 +25,7 @@ def greedy(**values: Any) -> Greedy:
 def ending_of(strategy: Strategy, *, limit: int = 100, limit_reason: str = "length", eos: int | None = EOS) -> Ending:
     return Ending(
         strategy=strategy,
+        kind=strategy,
         eos_token_ids=frozenset() if eos is None else frozenset({eos}),
         num_prompt_tokens=1,
         limit=limit,

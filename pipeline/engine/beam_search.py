@@ -101,7 +101,7 @@ def _scores(turn: Turn, groups: Sequence[Beams], crowds: Sequence[list[int]]) ->
     parents = [row for group in groups for row in group.running]
     owners = [owner for owner, group in enumerate(groups) for _ in group.running]
     rows = turn.rows(parents)
-    logprobs = turn.logits[rows] - turn.measures.log_normalisers[rows, None]
+    logprobs = turn.logits_at(rows) - turn.measures.log_normalisers[rows, None]
     strategy, endings = groups[0].strategy, [groups[owner].ending for owner in owners]
     crowd = _counts([crowds[owner] for owner in owners], logprobs) if strategy.num_beam_groups is not None else None
     scores = turn.processed(logprobs, parents, endings, crowd)

@@ -96,7 +96,7 @@ def _propose(turn: Turn, strategy: ContrastiveSearch, units: Sequence[Unit]) -> 
     states = [unit.state for unit in units if isinstance(unit.state, Contrastive)]
     parents = [state.chosen for state in states if state.chosen is not None]
     rows = turn.rows(parents)
-    scores = turn.processed(turn.logits[rows], parents, [state.ending for state in states])
+    scores = turn.processed(turn.logits_at(rows), parents, [state.ending for state in states])
     values, tokens = top_k(scores, min(strategy.top_k, scores.shape[1]))  # (N, K)
     probs = torch.exp(values - torch.logsumexp(scores, dim=-1, keepdim=True)).tolist()
     owners, places = torch.nonzero(values > BANNED, as_tuple=True)

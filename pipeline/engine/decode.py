@@ -158,7 +158,8 @@ class Engine:
     ) -> list[Unit]:
         """Run new prompts through the model and take their units' first step; returns the units."""
         first_slot = sum(len(row.slots) for unit in running for row in unit.state.running)
-        units = [unit for prompt in admitted for unit in prompt.units]
+        by_length = sorted(admitted, key=lambda each: len(each.prompt))  # like beside like, so that little is padded
+        units = [unit for prompt in by_length for unit in prompt.units]
         prompts = list(dict.fromkeys(prompt for unit in units for prompt in unit.prompts))
         slots = {prompt: slot for slot, prompt in enumerate(prompts, start=first_slot)}
         states = self.model.prefill(cache, first_slot, prompts, _early(self.model, units))
@@ -251,7 +252,7 @@ def _ends(states: Sequence[States]) -> States:
 
 
 def _rearrange(cache: SlotCache, running: list[Unit]) -> None:
-    """Move the running rows to slots 0..n-1; rows still lie where their parents did."""
+    """Move the running rows to slots 0..n-1, their units in that order; rows still lie where their parents did."""
     sources = [slot for unit in running for row in unit.state.running for slot in row.slots]
     slots = place(sources)
     new = iter(slots)
@@ -259,3 +260,4 @@ def _rearrange(cache: SlotCache, running: list[Unit]) -> None:
         unit.state.move([tuple(next(new) for _ in row.slots) for row in unit.state.running])
     moves = dict(zip(slots, sources, strict=True))
     cache.rearrange([moves[slot] for slot in range(len(slots))])
+    running.sort(key=lambda unit: unit.state.running[0].slot)

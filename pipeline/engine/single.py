@@ -58,7 +58,8 @@ def _choose(
     if isinstance(strategy, Greedy | NextToken) and not changes_scores(strategy):
         return turn.steps(parents, rows, turn.measures.best[rows], None), [True] * len(parents)
     scores = turn.processed(_scores(turn, strategy, rows), parents, [state.ending for state in states])
-    is_possible = (scores.amax(-1) > BANNED).tolist()
+    can_ban = changes_scores(strategy) or isinstance(strategy, Dola)
+    is_possible = (scores.amax(-1) > BANNED).tolist() if can_ban else [True] * len(parents)
     if isinstance(strategy, Sampling):
         seeds = torch.tensor([state.seed for state in states], device=scores.device)
         num_generated = torch.tensor([parent.num_generated for parent in parents], device=scores.device)
@@ -72,8 +73,8 @@ def _choose(
 def _scores(turn: Turn, strategy: Decoding, rows: Tensor) -> Tensor:
     """What the processors start from, (N, V)."""
     if not isinstance(strategy, Dola):
-        return turn.logits[rows]
+        return turn.logits_at(rows)
     layers = early_layers(strategy, turn.model.num_layers)
     return contrast(
-        turn.logits[rows], torch.stack([turn.model.logits(turn.states.early[layer][rows]) for layer in layers])
+        turn.logits_at(rows), torch.stack([turn.model.logits(turn.states.early[layer][rows]) for layer in layers])
     )

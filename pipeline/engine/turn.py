@@ -80,6 +80,11 @@ class Turn(NamedTuple):
         """Rows of the turn that belong to the hypotheses, or to their twins (`which` = 1), (N,)."""
         return torch.tensor([parent.slots[which] - self.first_slot for parent in parents], device=self.logits.device)
 
+    def logits_at(self, rows: Tensor) -> Tensor:
+        """Logits of these rows, (N, V), not to be changed: of all rows in order, no copy is made."""
+        is_all = len(rows) == len(self.logits) and torch.equal(rows, torch.arange(len(rows), device=rows.device))
+        return self.logits if is_all else self.logits[rows]
+
     def steps(
         self, parents: Sequence[Hypothesis], rows: Tensor, tokens: Tensor, sampling_logprobs: Sequence[float] | None
     ) -> list[Step]:
