@@ -16,7 +16,7 @@ from pipeline.errors import BatchgenError, InUseError, StorageError
 ROOT = Path(__file__).parent.parent
 CLASSES = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
 VERBS = {
-    *("Add", "Ask", "Cast", "Change", "Check", "Choose", "Compare", "Connect", "Decompress", "Finish", "Free", "Get"),
+    *("Add", "Ask", "Cast", "Change", "Check", "Choose", "Compare", "Copy", "Decompress", "Finish", "Free", "Get"),
     *("Give", "Have", "Indent", "Install", "Keep", "Leave", "Let", "Look", "Lower", "Make", "Mend", "Mount", "Name"),
     *(
         "Override",
@@ -36,7 +36,7 @@ VERBS = {
         "Shorten",
         "Start",
     ),
-    *("Store", "Take", "Try", "Use", "Wait", "Write"),
+    *("Connect", "Store", "Take", "Try", "Use", "Wait", "Write"),
 }
 
 
