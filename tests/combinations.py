@@ -47,7 +47,7 @@ KEYS: dict[str, Any] = {
     "no_repeat_ngram_size": 1,
     "bad_words": ["line", "street", "I"],
     "bad_words_ids": [[423], [374], [13], [40], [765]],
-    "min_new_tokens": 7,
+    "min_new_tokens": 10,
     "allowed_words": ["castle", "river"],
     "allowed_words_ids": [[417], [374], [277, 372, 394]],
     "forced_bos_token_id": 417,

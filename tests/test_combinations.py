@@ -70,8 +70,7 @@ def test_the_tables_have_every_key_of_every_type_once() -> None:
         (
             "force_words",
             "do_sample",
-            "`do_sample` draws its candidates and `force_words` sorts beams by the words they hold: use one of them in "
-            "a strategy",
+            "`do_sample` draws its candidates and `force_words` sorts beams by the words they hold",
         ),
     ],
 )
