@@ -136,6 +136,7 @@ def test_timings_are_of_the_parts_that_this_driver_saw_and_of_its_replicas(sourc
     assert timings == {
         "shards_s": round(sum(part.seconds for part in seen), 3),
         "engine_s": round(sum(part.engine_s for part in seen), 3),
+        "generated_tokens": sum(part.generated_tokens for part in seen),
         "replica_s": {"working": 2.0, "idle": 0.123},
         "batch_occupancy": 0.5,
         "step_s": round(sum(part.engine_s for part in seen) / 4, 6),
