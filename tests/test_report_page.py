@@ -326,7 +326,8 @@ def test_a_view_is_a_link(browser: Any, report: Path) -> None:
         page.get_by_role("link", name="link to r1").click()
         assert page.locator("select[name=strategy]").input_value() == ""
         page.locator("table.strategies a", has_text="contrast").click()
-        page.wait_for_function("document.querySelectorAll('.cell').length === 8")
+        page.locator(".cell").nth(7).wait_for()
+        assert page.locator(".cell").count() == 8
 
 
 def test_where_a_completion_parts_from_the_baseline_is_marked(browser: Any, run_folder: Path, report: Path) -> None:

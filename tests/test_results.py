@@ -160,7 +160,7 @@ def test_ray_data_gives_every_value_and_the_newest_state_of_every_row(
     mended, plain, raw = pickle.loads(output.partition(b"ROWS")[2])
     assert_same(in_order(mended), now)
     assert_same(in_order(plain), read_output(sound).to_pylist())
-    assert_same(raw, hand_made_in_parts())
+    assert_same(in_order(raw), in_order(hand_made_in_parts()))  # Ray reads files in any order
 
 
 @pytest.fixture(scope="module")
