@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from pipeline import hub_dataset, input_objects
 from pipeline.errors import InputError
+from pipeline.object_store import without_secrets
 
 FORMATS = {
     ".parquet": "parquet",
@@ -115,7 +116,8 @@ def _resolve(entry: str) -> Iterator[FoundFile]:
         return
     if _URI.match(entry):
         raise InputError(
-            f"`input.path` is {entry}, but only local paths, s3://, gs://, az:// and hf:// can be read.",
+            f"`input.path` is {without_secrets(entry)}, but only local paths, s3://, gs://, az:// and hf:// can be "
+            "read.",
             "Mount or copy the data, and give its path.",
         )
     path = os.path.abspath(os.path.expanduser(entry))

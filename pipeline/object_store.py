@@ -6,6 +6,7 @@ Endpoint and credentials come from the environment of each process. Knows neithe
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -63,7 +64,7 @@ def checked(url: str, setting: str) -> str:
     if parts.scheme not in SCHEMES:
         raise ConfigError(
             f"{setting} must be a folder, or begin with {' or '.join(f'{known}://' for known in SCHEMES)}, "
-            f"but is {url!r}.",
+            f"but is {without_secrets(url)!r}.",
             "Give one of these.",
         )
     if "@" in parts.netloc or ":" in parts.netloc or parts.query or parts.fragment:
@@ -115,7 +116,7 @@ def _check_endpoints() -> None:
         value = os.environ.get(variable)
         if value and not _is_http_url(value):
             raise ConfigError(
-                f"{variable} in the environment must be as https://host:port, but is {value!r}.",
+                f"{variable} in the environment must be as https://host:port, but is {without_secrets(value)!r}.",
                 "Write it so, or unset it.",
             )
 
@@ -132,4 +133,9 @@ def _is_http_url(value: str) -> bool:
 
 def first_line(error: Exception) -> str:
     """What a store says, without where in its library that was."""
-    return str(error).splitlines()[0][:300].rstrip(". ")
+    return without_secrets(str(error).splitlines()[0])[:300].rstrip(". ")
+
+
+def without_secrets(text: str) -> str:
+    """A text to show, without what URLs in it say before `@` and after `?`: there may be credentials."""
+    return re.sub(r"(?<=://)[^/\s]*@|\?\S*", "…", text)

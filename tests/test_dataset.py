@@ -300,6 +300,7 @@ def test_what_cannot_be_found_or_has_no_known_format_is_refused(
         "`input.path` is ftp://host/x.parquet, but only local paths, s3://, gs://, az:// and hf:// can be read. "
         "Mount or copy the data, and give its path."
     )
+    assert "https://…host/x.parquet…, but" in error("https://key:secret@host/x.parquet?sig=secret")
 
 
 def test_mixed_formats_are_refused(tmp_path: Path) -> None:

@@ -235,6 +235,17 @@ def test_a_store_that_cannot_be_read_is_a_storage_error(
             use(folder)
 
 
+def test_credentials_in_an_endpoint_are_not_in_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_store("s3") as server:
+        environment = server.environment
+    host = environment["AWS_ENDPOINT_URL"].removeprefix("http://")
+    for name, value in (environment | {"AWS_ENDPOINT_URL": f"http://key:hidden@{host}"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError, match=rf"http://…{host}/bkt") as caught:
+        ObjectFolder.at("s3://bkt/out", QUICK).list_keys()
+    assert "hidden" not in str(caught.value)
+
+
 def test_a_server_that_is_not_there_is_a_storage_error(scheme: str, connect: Callable[..., ObjectFolder]) -> None:
     with fake_store(scheme) as server:
         folder = connect(server)
@@ -255,6 +266,8 @@ def test_a_key_that_is_missing_has_no_digest(scheme: str, connect: Callable[...,
     [
         ("hdfs://host/out", "or begin with s3:// or gs:// or az://, but is 'hdfs://host/out'"),
         ("file:///out", "must be a folder, or begin with"),
+        ("s3a://key:secret@bkt/out", "but is 's3a://…bkt/out'"),
+        ("https://bkt.host/out?sig=secret", "but is 'https://bkt.host/out…'"),
         ("s3://", "must be s3://bucket/path with plain names"),
         ("s3:///out", "must be s3://bucket/path with plain names"),
         ("s3://bkt/a//b", "plain names"),
