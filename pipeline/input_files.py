@@ -17,7 +17,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from pipeline import hub_dataset, input_objects
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.object_store import without_secrets
 
 FORMATS = {
@@ -78,6 +78,8 @@ def find(path: str | Sequence[str]) -> list[FoundFile]:
     entries = [path] if isinstance(path, str) else list(path)
     try:
         found = sorted(file for entry in entries for file in _resolve(entry))
+    except StorageError:  # of an object store
+        raise
     except OSError as error:
         raise InputError(f"`input.path` cannot be listed: {error}.", "Check its permissions.") from error
     unique: dict[str, FoundFile] = {}

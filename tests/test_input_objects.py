@@ -155,6 +155,9 @@ def test_a_store_that_fails_is_survived_or_is_an_error_with_code_4_and_one_witho
     server = stores["s3"]
     server.objects["a.jsonl"] = b'{"prompt": "Today"}\n' * 3
     dataset = scan(InputConfig(path="s3://bkt/a.jsonl"))
+    server.fault = every("GET", "501")
+    with pytest.raises(StorageError, match=r"cannot read s3://bkt/a\.jsonl: .*501"):
+        scan(InputConfig(path="s3://bkt/a.jsonl"))
     faults = ["500", "", "cut", "", "429"]
     server.fault = lambda _method, _key: faults.pop(0) if faults else ""
     assert read(dataset, 0, 3) == read(dataset, 0, 3)
