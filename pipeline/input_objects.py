@@ -32,7 +32,7 @@ def find(url: str) -> tuple[list[str], bool]:
     """URLs of the objects that `input.path` means, sorted, and whether it names them itself.
 
     It is an object, a folder, or a pattern in which `*` stands for any name or part of one, `**/` for any folders;
-    names that begin with a dot match none.
+    names that begin with a dot match none. Empty objects are left out: some tools mark folders by them.
 
     Raises:
         ConfigError: the URL, or the environment, cannot be used.
@@ -42,14 +42,14 @@ def find(url: str) -> tuple[list[str], bool]:
     folder = key.partition("*")[0].rpartition("/")[0] if "*" in key else key
     with _explained(url):
         pages = obstore.list(store, prefix=folder or None)
-        keys = sorted(entry["path"] for page in pages for entry in page if entry["size"] or not folder)
+        keys = sorted(entry["path"] for page in pages for entry in page if entry["size"])
         if key and not keys:
             with contextlib.suppress(FileNotFoundError):
                 obstore.head(store, key)
                 return [f"{bucket}/{key}"], True
     if "*" in key:
         pattern = re.compile(re.escape(key).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*"))
-        keys = [found for found in keys if pattern.fullmatch(found) and "/." not in found.removeprefix(folder)]
+        keys = [found for found in keys if pattern.fullmatch(found) and "/." not in f"/{found}"[len(folder) :]]
     if not keys:
         raise InputError(f"`input.path` is {url}, but there is no such object or folder.", "Look up its name.")
     return [f"{bucket}/{found}" for found in keys], "*" in key

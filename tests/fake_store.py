@@ -182,7 +182,8 @@ class Handler(BaseHTTPRequestHandler):
             return delete_blobs(objects, body) if self.server.scheme == "az" else delete_objects(objects, body)
         if not key:
             listed = blobs if self.server.scheme == "az" else contents
-            return 200, {}, listed(*under(objects, query["prefix"][0], query.get("delimiter", [""])[0]))
+            prefix, delimiter = (query.get(name, [""])[0] for name in ("prefix", "delimiter"))
+            return 200, {}, listed(*under(objects, prefix, delimiter))
         if key not in objects:
             return error(404, "NoSuchKey")
         if self.command == "DELETE":

@@ -133,6 +133,14 @@ def test_what_cannot_be_input_is_named(
         scan(InputConfig(path=path))
 
 
+def test_a_pattern_takes_a_whole_bucket_but_no_hidden_or_empty_object(
+    stores: dict[str, FakeStore], tmp_path: Path
+) -> None:
+    file = write_prompts(tmp_path / "prompts.parquet", PROMPTS).read_bytes()
+    stores["gs"].objects = {"a.parquet": file, ".b.parquet": file, "c.parquet": b""}
+    assert [found.name for found in scan(InputConfig(path="gs://bkt/*.parquet")).files] == ["a.parquet"]
+
+
 def test_input_that_lies_in_the_output_is_refused(stores: dict[str, FakeStore], tmp_path: Path) -> None:
     stores["s3"].objects["out/in/a.parquet"] = write_prompts(tmp_path / "a.parquet", PROMPTS).read_bytes()
     places = {"input": {"path": "s3://bkt/out/in", "id_column": "id"}, "output": {"path": "s3://bkt/out"}}
