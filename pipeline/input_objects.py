@@ -6,8 +6,10 @@ Paths are URLs, `s3://bucket/key`. Nothing is copied to a disk; what is read lie
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +21,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.object_store import PATIENT, REFUSED, SCHEMES, checked, connect, first_line
 
 BUFFER_BYTES = 1 << 20  # of a request
+SETTINGS = ("AWS_", "AZURE_", "GOOGLE_")  # how variables begin that say how to reach a store
 
 _URL = re.compile(rf"({'|'.join(SCHEMES)})://")
 
@@ -101,7 +104,14 @@ def _reached(url: str) -> tuple[Any, str, str]:
     """The store, the URL of the bucket, and the key."""
     scheme, _, path = url.partition("://")
     bucket, _, key = path.partition("/")
-    return connect(f"{scheme}://{bucket}", "input.path", PATIENT), f"{scheme}://{bucket}", key
+    settings = frozenset(item for item in os.environ.items() if item[0].startswith(SETTINGS))
+    return _store(f"{scheme}://{bucket}", settings), f"{scheme}://{bucket}", key
+
+
+@functools.lru_cache(maxsize=16)
+def _store(url: str, _settings: frozenset[tuple[str, str]]) -> Any:
+    """One connection in a process as long as the environment is the same: a new one asks for a role's token again."""
+    return connect(url, "input.path", PATIENT)
 
 
 @contextlib.contextmanager
