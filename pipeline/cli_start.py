@@ -39,8 +39,8 @@ COMPLETE = "_BATCHGEN_COMPLETE"  # the variable by which click knows that it is 
 def init(data: tuple[str, ...], output: Path, prompt_column: str | None, model: str, force: bool) -> None:
     """Write a job file for a data set, by what is in it.
 
-    DATA is what input.path takes: Parquet, Arrow, JSONL, CSV, folders, hf://user/set. The file has
-    comments with what was found, and is ready to run; job.schema.json beside it lets editors complete it.
+    DATA is what input.path takes: Parquet, Arrow, JSONL, CSV, folders, s3://bucket/path, gs:// or az://, hf://user/set.
+    The file has comments with what was found, and is ready to run; job.schema.json beside it lets editors complete it.
     """
     with exit_codes():
         from pipeline import new_file

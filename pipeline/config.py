@@ -37,7 +37,7 @@ class InputConfig(Frozen):
     """Where the prompts are and how to read them."""
 
     path: Text | Annotated[ListOf[Text], Field(min_length=1)] = Field(
-        description="File, glob, folder or list of them; s3://, gs:// or az:// and a bucket; or hf://user/set."
+        description="File, glob, folder or list of them; or s3://bucket/path, gs://, az://, hf://user/set."
     )
     id_column: str | None = Field(default=None, description="Column with a unique key; default: file and position.")
     prompt_column: str | None = Field(default=None, description="Text column (default: `prompt`).")
@@ -156,8 +156,8 @@ class RunConfig(Frozen):
     @model_validator(mode="after")
     def _number_asked_for(self) -> Self:
         if self.autoscaling and self.replicas == "auto":
-            message = "`run.replicas` must be a number under `run.autoscaling`: nodes come for the replicas that wait"
-            raise broken_rule(message, "Set it to how many of them there should be.", "replicas")
+            message = "`run.replicas` must not be auto under `run.autoscaling`: nodes come for the replicas that wait"
+            raise broken_rule(message, "Set it to how many of them there should be, as 4 or {max: 4}.", "replicas")
         return self
 
     @property

@@ -11,7 +11,7 @@ EXAMPLES: dict[str, list[Any]] = {
     "model": ["demo", "openai-community/gpt2", "checkpoints/mine"],
     "model.name": ["demo", "openai-community/gpt2", "checkpoints/mine"],
     "model.revision": ["main", "607a30d783dfa663caf39e06633721c8d4cfcd7e"],
-    "input.path": ["prompts.parquet", "data/*.jsonl", ["a.csv", "b.csv"], "hf://user/set"],
+    "input.path": ["prompts.parquet", "data/*.jsonl", ["a.csv", "b.csv"], "s3://bucket/in", "hf://user/set"],
     "input.id_column": ["id"],
     "input.prompt_column": ["prompt"],
     "input.prompt_template": ["Q: {question}\nA:"],

@@ -51,7 +51,7 @@ def survey(path: str | Sequence[str], num_rows: int = SAMPLED_ROWS) -> Survey:
     """Look at a data set.
 
     Args:
-        path: file, glob, folder or list of them, or a set of the hub.
+        path: as `input.path` takes it.
         num_rows: to read values of, at most, spread over the whole.
 
     Raises:

@@ -21,6 +21,7 @@ from pipeline.draft import Draft, draft
 from pipeline.draft_screen import print_draft
 from pipeline.errors import InputError
 from pipeline.jobfile import json_schema, load_job
+from tests.fake_store import fake_store
 from tests.flows import run_echo
 
 WORDS = ["I skip across the", "Every bee", "The quiet fox", "Today", "In the stable", "A boat"]
@@ -73,7 +74,7 @@ GOLDEN = """\
 model: demo                               # hub id as openai-community/gpt2, local folder, or demo, the tiny one
 
 input:
-  path: my data.parquet                   # file, glob, folder or list of them
+  path: my data.parquet                   # file, glob, folder, URL or list of them
   id_column: idx                          # unique key of a row; without it rows are named by file and position
   prompt_column: question                 # the prompts (as named)
   # prompt_template: "Q: {question}\\nA:"  # in place of prompt_column: text around columns
@@ -298,6 +299,17 @@ def test_the_folder_is_named_after_the_data(tmp_path: Path, path: str | list[str
     for name in ("a", "b"):
         written(tmp_path / "sub" / f"{name}.parquet", {"prompt": WORDS})
     assert draft(path).job.output.path == folder
+
+
+def test_the_data_may_lie_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"prompt": ["The quiet fox", "Every bee"], "n": [1, 2]}), tmp_path / "a.parquet")
+    with fake_store("s3") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        server.objects["in/a.parquet"] = (tmp_path / "a.parquet").read_bytes()
+        found = draft("s3://bkt/in/*.parquet")
+    assert found.uses == {"prompt": "prompts · by its name", "n": "kept"}
+    assert (found.job.input.path, found.data.num_rows) == ("s3://bkt/in/*.parquet", 2)
 
 
 def test_a_sample_of_a_large_input_is_called_one(tmp_path: Path) -> None:

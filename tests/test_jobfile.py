@@ -294,7 +294,7 @@ run: {replicas: "2"}
         " --> job.yaml:2:15\n"
         "2 | input: {path: []}\n"
         "  |               ^^\n"
-        "File, glob, folder or list of them; s3://, gs:// or az:// and a bucket; or hf://user/set.\n"
+        "File, glob, folder or list of them; or s3://bucket/path, gs://, az://, hf://user/set.\n"
         "\n"
         "error: `output.top_k` must be an integer from 0 to 1000, but is True\n"
         " --> job.yaml:5:10\n"
