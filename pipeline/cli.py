@@ -25,7 +25,17 @@ from pipeline.cli_complete import into_folder, only_strategy, run_folder, strate
 from pipeline.cli_help import Sections, command
 from pipeline.cli_look import head, preview, show, tokenize
 from pipeline.cli_read import card, explode
-from pipeline.cli_shared import EXIT_WRONG, STOPPED_RUN, echo_json, exit_codes, texts, waiting, with_output
+from pipeline.cli_shared import (
+    EXIT_WRONG,
+    STOPPED_RUN,
+    echo_json,
+    exit_codes,
+    may_replace,
+    most_prompts,
+    texts,
+    waiting,
+    with_output,
+)
 from pipeline.cli_start import completion, init, schema
 from pipeline.cli_watch import plan, status
 from pipeline.errors import ErrorRateError
@@ -222,15 +232,7 @@ def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, a
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True, metavar="FILE"
 )
-@click.option(
-    "--prompts",
-    "num_prompts",
-    type=click.IntRange(min=1),
-    default=400,
-    show_default=True,
-    metavar="N",
-    help="Most prompts to show; the metrics are of all rows.",
-)
+@most_prompts
 @click.option("--row-id", "row_ids", metavar="ID", multiple=True, help="Show this prompt in any case; may be repeated.")
 @click.option(
     "--baseline",
@@ -238,7 +240,7 @@ def replay(folder: str, row_id: str, strategy: str | None, sample: int | None, a
     shell_complete=strategy_names,
     help="Strategy to compare with; default: the first greedy one.",
 )
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@may_replace
 def report(
     folder: str, output: Path, num_prompts: int, row_ids: tuple[str, ...], baseline: str | None, force: bool
 ) -> None:

@@ -9,7 +9,7 @@ import click
 
 from pipeline.cli_complete import RunFolder, strategy_names
 from pipeline.cli_help import command
-from pipeline.cli_shared import EXIT_WRONG, echo_json, exit_codes
+from pipeline.cli_shared import EXIT_WRONG, echo_json, exit_codes, may_replace, most_prompts
 
 MAX_CHANGED, MAX_KL = 0.0, 0.001
 
@@ -38,16 +38,8 @@ MAX_CHANGED, MAX_KL = 0.0, 0.001
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write a page that opens offline."
 )
-@click.option(
-    "--prompts",
-    "num_prompts",
-    type=click.IntRange(min=1),
-    default=400,
-    show_default=True,
-    metavar="N",
-    help="Most prompts on the page.",
-)
-@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@most_prompts
+@may_replace
 def compare(
     folders: tuple[str, ...],
     strategies: str | None,

@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 from click.types import StringParamType
 
-PLAN = "_plan.json"
+PLAN = "_plan.json"  # as `manifest` has it, which is slow to import
 
 
 class RunFolder(StringParamType):

@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, JSON on stdout, prompts from stdin, a sign of life while a model loads."""
+"""What commands share: options, exit codes, JSON on stdout, prompts from stdin, a sign of life while a model loads."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ EXIT_STOPPED = 4
 EXIT_WRONG = 5
 EXIT_INTERRUPTED = 130
 STOPPED_RUN = "stopped. Finished parts are kept; run the same command again to resume."
+
+most_prompts = click.option(
+    "--prompts",
+    "num_prompts",
+    type=click.IntRange(min=1),
+    default=400,
+    show_default=True,
+    metavar="N",
+    help="Most prompts to show; the numbers are of all rows.",
+)
+may_replace = click.option("--force", is_flag=True, help="Replace the file if it is there.")
 
 
 @contextmanager

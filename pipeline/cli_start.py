@@ -9,7 +9,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from pipeline.cli_help import command
-from pipeline.cli_shared import exit_codes, waiting
+from pipeline.cli_shared import exit_codes, may_replace, waiting
 
 SCHEMA = "job.schema.json"
 COMPLETE = "_BATCHGEN_COMPLETE"  # the variable by which click knows that it is asked
@@ -35,7 +35,7 @@ COMPLETE = "_BATCHGEN_COMPLETE"  # the variable by which click knows that it is 
 )
 @click.option("--prompt-column", metavar="NAME", help="Column with the prompts, if the guess is wrong.")
 @click.option("--model", default="demo", show_default=True, help="Hub id, local folder, or `demo`.")
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@may_replace
 def init(data: tuple[str, ...], output: Path, prompt_column: str | None, model: str, force: bool) -> None:
     """Write a job file for a data set, by what is in it.
 

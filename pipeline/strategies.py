@@ -57,9 +57,8 @@ class Frozen(BaseModel):
     def _string_keys(cls, values: Any) -> Any:
         for key in values if isinstance(values, dict) else ():
             if not isinstance(key, str):
-                raise broken_rule(
-                    f"a key must be a string, but is {key!r}", "Write it in quotes.", key
-                )  # pydantic passes over some of them
+                # pydantic passes over some of them
+                raise broken_rule(f"a key must be a string, but is {key!r}", "Write it in quotes.", key)
         return values
 
 

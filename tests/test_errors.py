@@ -16,30 +16,11 @@ from pipeline.errors import BatchgenError, InUseError, StorageError
 ROOT = Path(__file__).parent.parent
 CLASSES = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
 VERBS = {
-    *("Add", "Ask", "Cast", "Change", "Check", "Choose", "Compare", "Copy", "Decompress", "Finish", "Free", "Get"),
-    *("Give", "Have", "Indent", "Install", "Keep", "Leave", "Let", "Look", "Lower", "Make", "Mend", "Mount", "Name"),
-    *(
-        "Override",
-        "Point",
-        "Put",
-        "Quote",
-        "Raise",
-        "Remove",
-        "Round",
-        "Rename",
-        "Run",
-        "Save",
-        "Say",
-        "Score",
-        "See",
-        "Set",
-        "Shorten",
-        "Start",
-    ),
-    *("Connect", "Store", "Take", "Try", "Use", "Wait", "Write"),
+    *("Add", "Ask", "Cast", "Change", "Check", "Choose", "Compare", "Connect", "Copy", "Decompress", "Finish", "Free"),
+    *("Get", "Give", "Have", "Indent", "Install", "Keep", "Leave", "Let", "Look", "Lower", "Make", "Mend", "Mount"),
+    *("Name", "Override", "Point", "Put", "Quote", "Raise", "Remove", "Rename", "Round", "Run", "Save", "Say", "Score"),
+    *("See", "Set", "Shorten", "Start", "Store", "Take", "Try", "Use", "Wait", "Write"),
 }
-
-
 MAKERS = dict.fromkeys(CLASSES, 1) | {"Problem": 1, "broken_rule": 1, "UnfitError": 2, "_OverrideError": 1}
 PROOFS = ("pipeline/proofs/", "pipeline/rescore.py")  # their Problem is one of a folder that is verified
 APART = {("ConfigError", "pipeline/jobfile_source.py")}  # counts problems, each of which has a way out
