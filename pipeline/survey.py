@@ -46,6 +46,10 @@ class Survey(NamedTuple):
         """Rows whose values are there."""
         return len(next(iter(self.values.values())))
 
+    def mean_length(self, column: str) -> float:
+        """Characters of the texts in a column."""
+        return sum(len(value) for value in self.values[column] if isinstance(value, str)) / self.num_sampled
+
 
 def survey(path: str | Sequence[str], num_rows: int = SAMPLED_ROWS) -> Survey:
     """Look at a data set.

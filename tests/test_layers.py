@@ -29,6 +29,7 @@ LAYERS = [
     {"readers"},
     {"newest"},
     {"draft"},
+    {"draft_columns", "draft_file"},
     {"survey"},
     {"verify", "replay", "retry", "status", "forecast"},
     {"calibration"},
