@@ -253,7 +253,8 @@ def without(*names: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.
 def test_a_file_without_some_weights_is_refused_by_their_names(checkpoint: Path) -> None:
     rewrite(checkpoint, without("transformer.h.1.ln_2.bias", "transformer.wpe.weight"))
     with pytest.raises(
-        ModelError, match=r"missing weights transformer\.h\.1\.ln_2\.bias, transformer\.wpe\.weight\. Save the model again"
+        ModelError,
+        match=r"missing weights transformer\.h\.1\.ln_2\.bias, transformer\.wpe\.weight\. Save the model again",
     ):
         load_model(str(checkpoint), "float32", "cpu")
 
