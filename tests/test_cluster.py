@@ -336,7 +336,18 @@ def which_gpu(marker: Path, _setup: Setup, _tokenizer: Tokenizer) -> EchoEngine:
     """An engine that has torch, as a real one would."""
     threads = importlib.import_module("torch").get_num_threads()
     (marker / f"{os.getpid()}").write_text(f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}, {threads} thread")
+    meet(marker.parent / "meeting")
     return EchoEngine()
+
+
+def meet(pipe: Path) -> None:
+    """Wait for another process that comes here too: a named pipe opens when both of its ends do."""
+    try:
+        pipe.with_suffix(".first").touch(exist_ok=False)
+        end = os.O_RDONLY
+    except FileExistsError:
+        end = os.O_WRONLY
+    os.close(os.open(pipe, end))
 
 
 def test_each_replica_is_pinned_to_a_gpu_of_its_own_and_one_that_cannot_use_it_says_so(
@@ -344,6 +355,7 @@ def test_each_replica_is_pinned_to_a_gpu_of_its_own_and_one_that_cannot_use_it_s
 ) -> None:
     marker = tmp_path / "marker"
     marker.mkdir()
+    os.mkfifo(tmp_path / "meeting")  # else one replica may do all before the other has started
     work = make_job(source, tmp_path / "out")
     job.run(work, RayExecutor(work.run), engine_maker=partial(which_gpu, marker))
     assert sorted(path.read_text() for path in marker.iterdir()) == ["0, 1 thread", "1, 1 thread"]

@@ -15,6 +15,7 @@ VARYING = [
         (rf"{NUMBER} ([KMG]i?B|B|bytes)\b", "SIZE"),
         (r"\b(DURATION|RATE|SIZE) to \1\b", r"\1"),
         (r"\b\d(\.\d+)?e-\d\d\b", "ROUNDING"),
+        (r"\bidentical( +(0|ROUNDING)){2}", "identical but for ROUNDING"),
         (r"\b(?=\w*\d)(?=\w*[a-f])[0-9a-f]{7,64}\b", "HASH"),
         (r"\bprocess \d+ on \S+", "PROCESS"),
     ]
