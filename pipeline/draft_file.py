@@ -6,21 +6,15 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.cells import cell_len
 from ruamel.yaml import YAML
+
+from pipeline.text_templates import text_templates
 
 
 def render(facts: Mapping[str, Any]) -> str:
     """The file; `facts` is what the template names."""
-    templates = Environment(
-        loader=PackageLoader("pipeline"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    templates = text_templates()
     templates.filters |= {"yaml": _yaml, "thousands": "{:,}".format}
     return _with_comments_below_each_other(templates.get_template("job.yaml.j2").render(facts))
 

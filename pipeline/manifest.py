@@ -17,7 +17,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.errors import ConfigError, OutputError, StorageError
 from pipeline.plan import Plan, library_versions
@@ -25,6 +24,7 @@ from pipeline.schema import MEANINGS
 from pipeline.shard import Part
 from pipeline.storage import Folder
 from pipeline.tally import Tally
+from pipeline.text_templates import text_templates
 
 PLAN, MANIFEST, VOCABULARY, CARD, SUCCESS = "_plan.json", "_manifest.json", "_vocab.parquet", "README.md", "_SUCCESS"
 FOOTER_BYTES = 64 << 10  # most footers are shorter
@@ -336,14 +336,7 @@ def _card(folder: Folder, plan: Plan, summary: dict[str, Any]) -> str:
 def render_card(**facts: Any) -> str:
     """The data card, `README.md`, of these facts: what the template names."""
     facts |= {"meanings": MEANINGS, "size_category": _size_category}
-    templates = Environment(
-        loader=PackageLoader("pipeline"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,
-    )
-    return templates.get_template("card.md.j2").render(facts)
+    return text_templates().get_template("card.md.j2").render(facts)
 
 
 def _size_category(num_rows: int) -> str:

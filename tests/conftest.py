@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -13,6 +14,7 @@ os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # all on loopback, whoever imports Ray first
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ import torch
 from pipeline import job
 from pipeline.jobfile import load_job
 from tests.forgery import run_demo
+from tests.pages import chromium
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,6 +36,13 @@ def _one_thread() -> None:
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a run with every kind of row; not to be changed."""
     return run_demo(tmp_path_factory.mktemp("sound"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

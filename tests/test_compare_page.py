@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from pipeline.results import open_run
 from pipeline.statistics import Estimate
 from tests.flows import GREEDY, SAMPLES, make_job, run_echo, write_prompts
 from tests.forgery import PROMPTS, run_demo
-from tests.pages import HOSTILE, chromium, opened, payload_of, shown_prompts, violations
+from tests.pages import HOSTILE, opened, payload_of, shown_prompts, violations
 from tests.test_compare import view
 from tests.test_retry import ILL, ill_on, retry
 
@@ -40,12 +39,6 @@ def document_of(*arguments: object) -> dict[str, Any]:
     result = CliRunner().invoke(main, ["compare", *map(str, arguments), *LOOSE, "--json"])
     found: dict[str, Any] = json.loads(result.stdout)
     return found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

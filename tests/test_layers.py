@@ -45,7 +45,7 @@ LAYERS = [
     {"resolve"},
     {"dataset", "tokenizer", "checkpoint", "engine", "writer", "metrics", "storage", "jobfile"},
     {"config", "stops"},
-    {"records", "schema", "grid", "reasons", "submitted", "new_file"},
+    {"records", "schema", "grid", "reasons", "submitted", "new_file", "text_templates"},
     {"strategies", "object_store"},
     {"errors", "faults", "pace", "json_logs"},
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,7 @@ import pytest
 from pipeline import job
 from pipeline.report import write_report
 from tests.flows import make_job, run_echo, write_prompts
-from tests.pages import HOSTILE, PROMPTS, chromium, count, make_run, opened, rows_of, shown_prompts, violations
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
+from tests.pages import HOSTILE, PROMPTS, count, make_run, opened, rows_of, shown_prompts, violations
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from pipeline.cli import main
 from pipeline.jobfile_schema import json_schema
 from pipeline.records import ROW_ERRORS
 from pipeline.schema import output_schema
-from tests.pages import chromium
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "pictures"
@@ -110,12 +108,6 @@ def test_the_script_draws_the_pictures_of_the_pages(tmp_path: Path) -> None:
     assert drawn == kept
     shown = re.findall(r"]\(pictures/(.*?svg)\)", (ROOT / "docs/tutorial.md").read_text(encoding="utf-8"))
     assert sorted(shown) == sorted(kept)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 def test_the_script_takes_the_picture_of_a_report(browser: Any, demo_run: Path, tmp_path: Path) -> None:
