@@ -27,7 +27,7 @@ from pipeline.dispatch import Begun, Died, Dispatcher, Event, Finished, Started
 from pipeline.errors import BatchgenError, ClusterError, ConfigError
 from pipeline.job import OpenWorker
 from pipeline.ledger import Ledger, Work
-from pipeline.lifeline import Lifeline, check_listening, check_owner
+from pipeline.lifeline import Lifeline, ask, check_listening, check_owner
 from pipeline.placement import Need, Node, check_room, check_shared, room
 from pipeline.records import RowError
 from pipeline.shard import Part, Shard, Worker
@@ -218,19 +218,21 @@ class RayExecutor:
         """
         with _connected(), _sigterm() as is_stopping:
             need = self._need()
+            nodes = _nodes()
             check_output = partial(self._check_output, open_worker.setup.folder.name, need)
-            check_output()
+            check_output(nodes)
             if not self.config.autoscaling:
-                check_room(self.config.replica_limits[0], need, _nodes())
-            wanted = self._num_replicas(need)
+                check_room(self.config.replica_limits[0], need, nodes)
+            wanted = self._num_replicas(need, nodes)
             log.info("replicas=%d gpus_per_replica=%g", min(wanted, len(shards)), need.gpus)
             start = partial(_actor_class(need).remote, ray.put(open_worker), need.gpus > 0)
             check_ray = _lifeline().check
 
             def places() -> int:
                 check_ray()
-                check_output()
-                return self._num_replicas(need)
+                nodes = ask(_nodes)
+                check_output(nodes)
+                return self._num_replicas(need, nodes)
 
             pool = RayPool(start, places, check_ray)
             metrics = DriverMetrics()
@@ -256,18 +258,18 @@ class RayExecutor:
                 )
         return Need(gpus, self.config.accelerator_type, self.config.label_selector)
 
-    def _check_output(self, output: str, need: Need) -> None:
+    def _check_output(self, output: str, need: Need, nodes: Sequence[Node]) -> None:
         """Refuse a local output folder that replicas may not share; nodes may come at any time."""
         if self.config.shared_output or "://" in output:
             return
-        check_shared(output, _driver_address(), need, _nodes(), self.config.autoscaling)
+        check_shared(output, _driver_address(), need, nodes, self.config.autoscaling)
 
-    def _num_replicas(self, need: Need) -> int:
+    def _num_replicas(self, need: Need, nodes: Sequence[Node]) -> int:
         """How many replicas to have now; those that wait are what nodes come for."""
         fewest, most = self.config.replica_limits
         if most is not None and self.config.autoscaling:
             return most
-        found = room(need, _nodes())
+        found = room(need, nodes)
         return max(fewest, found if most is None else min(found, most))
 
 

@@ -7,16 +7,22 @@ of its own. The driver looks first, so that it can say what happened.
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pipeline.errors import ClusterError
 
 HEAD_PATIENCE_S = 20.0  # it may be started again; Ray itself waits for a minute
 MACHINE = "the Ray of this machine"
+HEAD = "the head of the Ray cluster"
 GONE = "{name} is gone: {why}. Finished parts are kept."
 RESUME = "Run the same command again, once Ray runs if it was not started by this command."
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class Lifeline:
             ClusterError: one of them is not.
         """
         self._await(self.raylet, MACHINE, 0)
-        self._await(self.head, "the head of the Ray cluster", HEAD_PATIENCE_S)
+        self._await(self.head, HEAD, HEAD_PATIENCE_S)
 
     def _await(self, address: str, name: str, patience_s: float) -> None:
         waited_s = 0.0
@@ -47,6 +53,28 @@ class Lifeline:
                     raise ClusterError(GONE.format(name=name, why=why), RESUME) from error
             self.sleep(1)
             waited_s += 1
+
+
+def ask(question: Callable[[], Answer], patience_s: float = HEAD_PATIENCE_S) -> Answer:
+    """What the head answers. It may die while it is asked, and Ray would wait for a minute and then end the driver.
+
+    Raises:
+        ClusterError: it does not answer.
+    """
+    answer: Future[Answer] = Future()
+
+    def wait() -> None:
+        try:
+            answer.set_result(question())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=wait, daemon=True).start()
+    try:
+        return answer.result(patience_s)
+    except TimeoutError as error:
+        why = f"it was asked, and did not answer for {patience_s:g} s"
+        raise ClusterError(GONE.format(name=HEAD, why=why), RESUME) from error
 
 
 def check_owner(words: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from pipeline.errors import ClusterError
-from pipeline.lifeline import HEAD_PATIENCE_S, Lifeline, check_listening, check_owner
+from pipeline.lifeline import HEAD_PATIENCE_S, Lifeline, ask, check_listening, check_owner
 
 
 @pytest.fixture
@@ -75,3 +76,17 @@ def nap_until(count: int, naps: list[float], then: Callable[[], None]) -> Callab
 
 def test_where_ray_is_named_by_a_url_nobody_is_asked() -> None:
     check_listening("ray://127.0.0.1:1")
+
+
+def test_a_head_that_dies_while_it_is_asked_ends_the_run_before_ray_ends_the_driver() -> None:
+    """Its port still took connections, so the check before was passed; Ray waited for a minute and exited with 1."""
+    asked = threading.Event()
+    with pytest.raises(ClusterError, match=r"the head of the Ray cluster is gone: it was asked.*Run the same command"):
+        ask(asked.wait, patience_s=0.01)
+    asked.set()
+
+
+def test_what_the_head_answers_is_passed_on() -> None:
+    assert ask(lambda: [1, 2]) == [1, 2]
+    with pytest.raises(KeyError, match="node"):
+        ask(lambda: {}["node"])
