@@ -6,10 +6,7 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -24,7 +21,7 @@ from pipeline.storage import open_folder
 from tests.commands import ROOT, last_words, started, wait_for_line
 from tests.fake_store import fake_store
 from tests.flows import part_bytes, write_prompts
-from tests.local_ray import free_port
+from tests.local_ray import ray_head
 
 NUM_SHARDS = 120  # two attempts do at most fifty each
 
@@ -58,38 +55,6 @@ def attempt(command: list[str], ended_by: signal.Signals | None, **environment: 
     return process.returncode
 
 
-@contextmanager
-def ray_head(environment: dict[str, str]) -> Iterator[str]:
-    """A new cluster of one node with a logical GPU; its address. It ends with `kill -9`."""
-    ports = {"port": free_port(), "dashboard-agent-listen-port": free_port(), "metrics-export-port": free_port()}
-    options = [f"--{name}={port}" for name, port in ports.items()]
-    command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=1",
-        "--num-gpus=1",
-    ]
-    process = subprocess.Popen(
-        [*command, "--include-dashboard=false", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | environment,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert any("Ray runtime started" in line for line in process.stdout)
-        yield f"127.0.0.1:{ports['port']}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
 def test_a_rayjob_whose_clusters_are_lost_is_done_within_its_retries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,9 +68,11 @@ def test_a_rayjob_whose_clusters_are_lost_is_done_within_its_retries(
             re.sub("|".join(places), lambda found: places[found[0]], word)
             for word in shlex.split(manifest["spec"]["entrypoint"])
         ]
+        options = ["--num-cpus=1", "--num-gpus=1", "--include-dashboard=false"]
         codes, kept = [], []
         for ended_by in (signal.SIGTERM, signal.SIGKILL, None):
-            with ray_head(server.environment) as address:
+            with ray_head(*options, **server.environment) as ports:
+                address = f"127.0.0.1:{ports['port']}"
                 codes.append(attempt(entrypoint, ended_by, RAY_ADDRESS=address, **server.environment))
             kept.append(sum(key.startswith("out/data/") for key in server.objects))
         assert codes == [4, -signal.SIGKILL, 0]
