@@ -8,8 +8,9 @@ demo: $(VENV)/.ready  ## run jobs/demo.yaml on a local Ray and show what came ou
 	$(BIN)/batchgen run jobs/demo.yaml
 	$(BIN)/batchgen head out/demo
 
-test: $(VENV)/.ready  ## all tests
-	$(BIN)/python -m pytest
+WORKERS ?= 2
+test: $(VENV)/.ready  ## all tests, in so many processes, each file in one
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 RUNS ?= 225
 SEED ?= 0
