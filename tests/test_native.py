@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no
 
 sizes = st.sampled_from([1, 2, 15, 16, 17, 31, 32, 33, 100, 511, 512, 513, 1000, 50257])
 dtypes = st.sampled_from([torch.float32, torch.bfloat16])
-laws = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+laws = settings(max_examples=60)
 
 
 def random_scores(rows: int, vocab: int, seed: int, *, spread: float = 4.0, grain: float = 0.0) -> Tensor:
