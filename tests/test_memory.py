@@ -36,24 +36,16 @@ def tight_ray() -> Iterator[None]:
 
 
 class HungryEngine(EchoEngine):
-<<<<<<< HEAD
-    """Takes up to 9 GiB for one prompt: others may give some back meanwhile."""
-=======
     """Takes all memory but a GiB for one prompt."""
->>>>>>> site
 
     def __init__(self, prompt: tuple[int, ...]) -> None:
         self.prompt = prompt
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
         if any(request.prompt_token_ids == self.prompt for request in requests):
-<<<<<<< HEAD
-            _eaten = [b"x" * (32 << 20) for _ in range(288)]  # written to, so that it is taken
-=======
             eaten = []
             while memory()["MemAvailable"] > GIB:
                 eaten.append(b"x" * (32 << 20))  # written to, so that it is taken
->>>>>>> site
         return super().generate(requests)
 
 
