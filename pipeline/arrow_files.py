@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -70,17 +72,68 @@ def read_table(file: InputFile, columns: Sequence[str], lo: int, hi: int) -> pa.
             return _read_stream(file, columns, lo, hi)
 
 
+@dataclass(slots=True)
+class _Onward:
+    """A Parquet file that is being read from the start of some row group on.
+
+    Attributes:
+        schema: of the wanted columns.
+        starts: row at which each row group starts; the last entry is the number of rows.
+        batches: that were not read yet; of the next row group when it is come to.
+        position: row that comes next.
+        rest: of the batch that it lies in.
+    """
+
+    schema: pa.Schema
+    starts: npt.NDArray[np.int64]
+    batches: Iterator[pa.RecordBatch]
+    position: int
+    rest: pa.RecordBatch | None = None
+
+    def leads_to(self, row: int) -> bool:
+        """Whether to go on is the shortest way to a row: a row group can only be decoded from its start."""
+        return bool(self.starts[_group_of(row, self.starts)] <= self.position <= row)
+
+    def until(self, hi: int) -> Iterator[pa.RecordBatch]:
+        """All before row hi."""
+        while self.position < hi:
+            batch = self.rest or next(self.batches)
+            count = min(batch.num_rows, hi - self.position)
+            self.position, self.rest = self.position + count, batch.slice(count)
+            yield batch.slice(0, count)
+
+
+_onward: dict[tuple[InputFile, tuple[str, ...]], _Onward] = {}  # what was read last, while nobody reads it
+
+
 def _read_parquet(file: InputFile, columns: Sequence[str], lo: int, hi: int) -> pa.Table:
-    with _open_parquet(file.path) as parquet:
-        meta = parquet.metadata
-        ends = np.cumsum([meta.row_group(group).num_rows for group in range(meta.num_row_groups)])
-        first, last = np.searchsorted(ends, lo, "right"), np.searchsorted(ends, hi, "left")
-        start = int(ends[first - 1]) if first else 0
-        batches = parquet.iter_batches(
-            batch_size=_BATCH_ROWS, row_groups=list(range(first, last + 1)), columns=list(columns), use_threads=False
-        )
-        schema = _select(_parquet_schema(parquet), columns)
-        return _cut(batches, schema, lo - start, hi - start)
+    """Goes on from the last range where it can, or else the shards of a large row group would each decode all of it."""
+    key = file, tuple(columns)
+    reader = _onward.pop(key, None)
+    if reader is None or not reader.leads_to(lo):
+        reader = _open_at(lo, file.path, columns)
+    start = reader.position
+    table = _cut(reader.until(hi), reader.schema, lo - start, hi - start)
+    _onward.clear()
+    _onward[key] = reader
+    return table
+
+
+def _open_at(row: int, path: str, columns: Sequence[str]) -> _Onward:
+    parquet = _open_parquet(path)
+    meta = parquet.metadata
+    starts = np.cumsum([0, *(meta.row_group(group).num_rows for group in range(meta.num_row_groups))])
+    first = _group_of(row, starts)
+    batches = (
+        batch
+        for group in range(first, meta.num_row_groups)
+        for batch in parquet.iter_batches(_BATCH_ROWS, [group], list(columns), use_threads=False)
+    )
+    return _Onward(_select(_parquet_schema(parquet), columns), starts, batches, int(starts[first]))
+
+
+def _group_of(row: int, starts: npt.NDArray[np.int64]) -> int:
+    return int(np.searchsorted(starts, row, "right")) - 1
 
 
 def _read_arrow(file: InputFile, columns: Sequence[str], lo: int, hi: int) -> pa.Table:

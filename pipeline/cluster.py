@@ -7,6 +7,7 @@ retries nothing by itself; what a death means is decided by the ledger.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import re
@@ -62,7 +63,9 @@ class Replica:
     @cached_property
     def worker(self) -> Worker:
         """Opened by the first call that needs it, so that what goes wrong is an answer to a call and not a death."""
-        return self.open_worker()
+        worker = self.open_worker()
+        gc.freeze()  # modules, tokenizer and model stay: no need to walk through them in search of garbage
+        return worker
 
     def ready(self) -> None:
         """Answers once the process runs."""

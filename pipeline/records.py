@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,8 +59,7 @@ class RowError:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One prompt under one strategy.
 
     Attributes:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -261,10 +262,9 @@ def make_pairs(rows: Slice, tokenizer: Tokenizer, setup: Setup) -> list[Pair]:
         seeded = (seed, "") if isinstance(seed, int) else (setup.job.seed, row_id)  # a seed of its own needs no id
         for written, resolved in zip(setup.job.strategies, setup.strategies, strict=True):
             changed = overridden(written, row, columns, tokenizer, setup.checkpoint) or resolved
-            error = next((each for each in (seed, changed) if isinstance(each, RowError)), None)
-            strategy = resolved if isinstance(changed, RowError) else changed
-            seeds = tuple(row_seed(*seeded, strategy.name, sample) for sample in range(num_rows(strategy)))
-            pairs.append(Pair(position, strategy, seeds, error))
+            strategy, error = (resolved, changed) if isinstance(changed, RowError) else (changed, None)
+            seeds = tuple([row_seed(*seeded, strategy.name, sample) for sample in range(num_rows(strategy))])
+            pairs.append(Pair(position, strategy, seeds, seed if isinstance(seed, RowError) else error))
     return pairs
 
 
@@ -274,16 +274,18 @@ def make_prompts(
     """What each pair gives the model, or why it cannot. A poisoned row shows its text, but not even the tokenizer is
     given any of it."""
     whole = [
-        Prompt(value, prompt.token_ids) if isinstance(value, str) else prompt
+        prompt._replace(text=value) if prompt.text is None and isinstance(value, str) else prompt
         for value, prompt in zip(
             rows.prompts, tokenised(_spared(rows.prompts, rows, poisoned), tokenizer, setup.rules), strict=True
         )
     ]
     targets = _targets(rows, tokenizer, setup, poisoned)
+    kept = num_kept(setup.strategies, setup.rules.num_positions)
     prompts = []
-    for position, of_row in groupby(pairs, key=lambda pair: pair.position):
+    for position, of_row in groupby(pairs, key=attrgetter("position")):
         row = list(of_row)
-        kept = num_kept((pair.strategy for pair in row), setup.rules.num_positions)
+        if setup.job.strategy_columns:
+            kept = num_kept((pair.strategy for pair in row), setup.rules.num_positions)
         shared = fitted(whole[position], setup.rules, kept)
         prompts += [_prompt(pair, whole[position], shared, targets, setup) for pair in row]
     return prompts
@@ -308,13 +310,13 @@ def _prompt(pair: Pair, whole: Prompt, shared: Prompt, targets: dict[str, list[P
     """What a pair gives the model: the prompt that all strategies of a row share, unless it is to be scored."""
     if isinstance(whole.token_ids, RowError):
         return whole
-    match pair:
-        case Pair(error=RowError() as error):
-            return whole._replace(token_ids=error)
-        case Pair(strategy=Score(target_column=None, add_bos=add_bos)):
+    if pair.error:
+        return whole._replace(token_ids=pair.error)
+    match pair.strategy:
+        case Score(target_column=None, add_bos=add_bos):
             bos = setup.checkpoint.bos_token_id
             return self_scored(whole, () if add_bos is False or bos is None else (bos,), setup.rules)
-        case Pair(strategy=Score(target_column=str(column))):
+        case Score(target_column=str(column)):
             return scored(whole, targets[column][pair.position], setup.rules)
         case _:
             return shared

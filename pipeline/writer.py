@@ -7,8 +7,7 @@ pyarrow version are identical.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +21,7 @@ DICTIONARY_COLUMNS = ("strategy", "status", "error_type", "finish_reason", "stop
 DICTIONARY_LISTS = ("prompt_token_ids", "token_ids", "top_token_ids")
 
 
-@dataclass(frozen=True, slots=True)
-class OutputRow:
+class OutputRow(NamedTuple):
     """One row of the output before it becomes columns.
 
     Attributes:
@@ -55,8 +53,10 @@ def build_table(rows: Sequence[OutputRow], kept: pa.Table) -> pa.Table:
     """
     schema = output_schema(kept.schema)
     kept_rows = kept.take(pa.array([row.position for row in rows], pa.int64()))
-    columns = _columns(rows) | {name: kept_rows[name] for name in kept.column_names}
-    return pa.Table.from_arrays([_typed(columns[field.name], field.type) for field in schema], schema=schema)
+    arrays = {name: _typed(values, schema.field(name).type) for name, values in _columns(rows).items()}
+    arrays["cumulative_logprob"], arrays["perplexity"] = _totals(arrays["token_logprobs"])
+    arrays |= {name: kept_rows[name].combine_chunks() for name in kept.column_names}
+    return pa.Table.from_arrays([arrays[field.name] for field in schema], schema=schema)
 
 
 def encode_part(table: pa.Table, metadata: Mapping[str, str]) -> memoryview:
@@ -83,7 +83,7 @@ def encode_part(table: pa.Table, metadata: Mapping[str, str]) -> memoryview:
 
 
 def _columns(rows: Sequence[OutputRow]) -> dict[str, Any]:
-    """Values of the declared columns; None is null."""
+    """Values of the declared columns but those of `_totals`; None is null."""
     done = [row.result if isinstance(row.result, Completion) else None for row in rows]
     both = list(zip(rows, done, strict=True))
     errors = [row.result if isinstance(row.result, RowError) else None for row in rows]
@@ -109,56 +109,36 @@ def _columns(rows: Sequence[OutputRow]) -> dict[str, Any]:
         "entropies": [each.entropies if each else None for each in done],
         "top_token_ids": [each.top_token_ids if each else None for each in done],
         "top_probs": [each.top_probs if each else None for each in done],
-        "cumulative_logprob": [float(each.token_logprobs.sum(dtype=np.float64)) if each else None for each in done],
         "sequence_score": [each.sequence_score if each else None for each in done],
-        "perplexity": [_perplexity(each.token_logprobs) if each else None for each in done],
         "prompt_logprobs": [row.prompt_logprobs if each else None for row, each in both],
         "seed": [row.seed for row in rows],
     }
 
 
-def _perplexity(token_logprobs: FloatArray) -> float | None:
-    """exp of the mean negative log-probability, in float64; None of no tokens."""
-    if not len(token_logprobs):
-        return None
-    with np.errstate(over="ignore"):  # infinite below a mean of -709
-        return float(np.exp(-token_logprobs.sum(dtype=np.float64) / len(token_logprobs)))
+def _totals(token_logprobs: pa.ListArray) -> tuple[pa.Array, pa.Array]:
+    """The sum of each row in float64, and its perplexity: exp of the mean negative one, null of no tokens."""
+    is_null = token_logprobs.is_null().to_numpy(zero_copy_only=False)
+    lengths = token_logprobs.value_lengths().fill_null(0).to_numpy()
+    starts = np.cumsum(lengths) - lengths
+    values = token_logprobs.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    padded = np.insert(values, starts, 0.0)  # no row is empty, for which `reduceat` has no sum
+    sums = np.add.reduceat(padded, starts + np.arange(len(starts)))
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite below a mean of -709; 0 / 0 is masked
+        perplexities = np.exp(-sums / lengths)
+    return pa.array(sums, mask=is_null), pa.array(perplexities, mask=lengths == 0)
 
 
-def _typed(values: Any, type_: pa.DataType) -> pa.Array:
-    """An array of the declared type. Lists of numbers go through numpy, whole column at a time."""
-    if isinstance(values, pa.ChunkedArray):
-        return values.combine_chunks()
+def _typed(values: Sequence[Any], type_: pa.DataType) -> pa.Array:
+    """An array of the declared type. In lists NaN becomes null."""
     if not pa.types.is_list(type_):
         return pa.array(values, type_)
     if not pa.types.is_list(type_.value_type):
-        return _lists(values, type_.value_type)
+        return pa.array(values, type_, from_pandas=True)
     tables = [None if value is None or not value.shape[1] else value for value in values]  # nothing recorded: null
-    flat = _flat([table.ravel() for table in tables if table is not None], type_.value_type.value_type)
+    flat = pa.array([None if table is None else table.ravel() for table in tables], type_.value_type, from_pandas=True)
     width = next((table.shape[1] for table in tables if table is not None), 1)
-    steps = pa.ListArray.from_arrays(pa.array(np.arange(0, len(flat) + 1, width), pa.int32()), flat)
-    return pa.ListArray.from_arrays(_offsets(tables), steps, mask=_nulls(tables))
-
-
-def _lists(values: Sequence[Any], value_type: pa.DataType) -> pa.Array:
-    flat = _flat([value for value in values if value is not None], value_type)
-    return pa.ListArray.from_arrays(_offsets(values), flat, mask=_nulls(values))
-
-
-def _flat(parts: Sequence[Any], value_type: pa.DataType) -> pa.Array:
-    dtype = value_type.to_pandas_dtype()
-    arrays = [part if isinstance(part, np.ndarray) else np.fromiter(part, dtype, len(part)) for part in parts]
-    numbers = np.concatenate(arrays, dtype=dtype) if arrays else np.empty(0, dtype)
-    return pa.array(numbers, value_type, from_pandas=True)  # NaN becomes null
-
-
-def _offsets(values: Sequence[Any]) -> pa.Array:
-    lengths = [0 if value is None else len(value) for value in values]
-    return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), pa.int32())
-
-
-def _nulls(values: Sequence[Any]) -> pa.Array:
-    return pa.array([value is None for value in values], pa.bool_())
+    steps = pa.ListArray.from_arrays(pa.array(np.arange(0, len(flat.values) + 1, width), pa.int32()), flat.values)
+    return pa.ListArray.from_arrays(pa.array(flat.offsets.to_numpy() // width), steps, mask=flat.is_null())
 
 
 def _leaves(name: str, type_: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
