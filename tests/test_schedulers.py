@@ -52,6 +52,7 @@ def attempt(command: list[str], ended_by: signal.Signals | None, **environment: 
         os.killpg(process.pid, ended_by)
     said = last_words(process)
     assert process.returncode == 0 or ended_by, said
+    assert "Traceback" not in said
     return process.returncode
 
 
@@ -121,7 +122,10 @@ def documented_task(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_airflows_retries_of_the_documented_task_finish_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Airflow does: every exit code but 0 is tried again; a task that is stopped, or whose worker is lost, too."""
+    """As Airflow does: every exit code but 0 is tried again; a task that is stopped, or whose worker is lost, too.
+
+    The signal reaches the driver's Ray as well. Where that is gone first, it may end the driver, with its own code, 1.
+    """
     task = documented_task(monkeypatch)
     job_file, out = small_job(tmp_path), tmp_path / "out"
     command = task["bash_command"].replace("batchgen", f"{sys.executable} -m pipeline.cli")
@@ -132,6 +136,7 @@ def test_airflows_retries_of_the_documented_task_finish_the_job(
         kept.append(len(part_bytes(out)))
     assert len(codes) - 1 <= task["retries"]
     assert task["retry_delay"] >= timedelta(minutes=1)
-    assert codes == [4, -signal.SIGKILL, 0]
+    assert codes[0] in (4, 1)
+    assert codes[1:] == [-signal.SIGKILL, 0]
     assert 3 <= kept[0] < kept[1] < kept[2] == NUM_SHARDS
     assert part_bytes(out) == part_bytes(tmp_path / "undisturbed")
