@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -93,11 +91,10 @@ def test_rows_stay_where_they_can_and_fill_holes_where_they_cannot(sources: list
     assert place(sources) == slots
 
 
-settings_of_laws: dict[str, Any] = {"derandomize": True, "deadline": None, "database": None}
 slots_of_rows = st.lists(st.integers(0, 7), max_size=8)
 
 
-@settings(**settings_of_laws, max_examples=300)
+@settings(max_examples=300)
 @given(sources=slots_of_rows)
 def test_place_gives_every_row_its_own_slot_and_moves_as_few_as_possible(sources: list[int]) -> None:
     slots = place(sources)
@@ -106,7 +103,7 @@ def test_place_gives_every_row_its_own_slot_and_moves_as_few_as_possible(sources
     assert len(stayed) == len({source for source in sources if source < len(sources)})
 
 
-@settings(**settings_of_laws, max_examples=100)
+@settings(max_examples=100)
 @given(
     rows=st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=6), min_size=8, max_size=8),
     moves=st.lists(slots_of_rows, max_size=4),

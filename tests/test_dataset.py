@@ -143,7 +143,7 @@ def test_every_format_gives_the_same_slice(written: Dataset) -> None:
     assert rows.kept.schema == written.kept_schema == pa.schema([("topic", pa.string())])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.tuples(st.integers(0, NUM_ROWS), st.integers(0, NUM_ROWS)).map(sorted))
 def test_any_range_of_a_file_equals_the_full_read_sliced(written: Dataset, bounds: list[int]) -> None:
     lo, hi = bounds
@@ -163,7 +163,7 @@ def spread(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return scan(config(folder, keep_columns=("topic",)))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.tuples(st.integers(0, NUM_ROWS), st.integers(0, NUM_ROWS)).map(sorted))
 def test_any_range_over_files_equals_the_full_read_sliced(spread: Dataset, bounds: list[int]) -> None:
     lo, hi = bounds

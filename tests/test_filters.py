@@ -246,7 +246,7 @@ def by_transformers(strategy: Sampling, scores: torch.Tensor, num_kept: int) -> 
     return model._get_logits_processor(config, input_ids_seq_length=1, model_kwargs={})(None, scores)
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     strategy=st.builds(
         sampling,
@@ -273,7 +273,7 @@ def test_any_filters_together_leave_what_transformers_leaves(
     assert narrowed(strategy, scores, num_kept).tolist() == expected.tolist()
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     key=st.sampled_from(list(ALONE)),
     rows=st.lists(

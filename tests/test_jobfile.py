@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 from jsonschema.exceptions import best_match
@@ -1306,7 +1306,6 @@ def job_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(deadline=None)
 @given(data=st.data(), leaf=st.sampled_from(sorted(LEAVES)))
 def test_any_value_set_by_an_override_is_the_value_of_the_job(job_path: Path, data: st.DataObject, leaf: str) -> None:
     value = data.draw(LEAVES[leaf])
@@ -1316,7 +1315,6 @@ def test_any_value_set_by_an_override_is_the_value_of_the_job(job_path: Path, da
     assert job == value
 
 
-@settings(deadline=None)
 @given(job=st.dictionaries(KEYS, JSON, max_size=6), kind=KINDS, strategy=st.dictionaries(KEYS, JSON, max_size=5))
 def test_any_dict_is_a_job_or_refused_in_plain_words(job: dict[str, Any], kind: str, strategy: dict[str, Any]) -> None:
     values = {**job, "strategies": [{**strategy, "type": kind}, *VALUES["strategies"]]}
@@ -1328,7 +1326,6 @@ def test_any_dict_is_a_job_or_refused_in_plain_words(job: dict[str, Any], kind: 
         assert not [word for word in PYDANTIC if word in message]
 
 
-@settings(deadline=None)
 @given(text=st.text("abno01.:-,[]{}*&!#|>'\"%~<? \n\t\x00é", max_size=40))
 def test_any_text_is_a_job_or_refused(job_path: Path, text: str) -> None:
     path = job_path.with_name("any.yaml")
@@ -1467,7 +1464,6 @@ def test_an_editor_names_what_is_wrong_with_the_rest(values: dict[str, Any], err
     assert schema_error({**VALUES, **values}) == error
 
 
-@settings(deadline=None)
 @given(data=st.data(), leaf=st.sampled_from(sorted(LEAVES)))
 def test_what_loads_keeps_to_the_schema(job_path: Path, data: st.DataObject, leaf: str) -> None:
     value = data.draw(LEAVES[leaf])

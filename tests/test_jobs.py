@@ -17,9 +17,9 @@ from ruamel.yaml import YAML
 
 from pipeline import job
 from pipeline.jobfile import load_job
+from tests.commands import ROOT, last_words, started, wait_for_line
 from tests.flows import part_bytes, write_prompts
 
-ROOT = Path(__file__).parent.parent
 JOB = """
 model: demo
 input: {path: %s, id_column: id}
@@ -28,9 +28,9 @@ strategies:
   - {name: greedy, type: greedy, max_new_tokens: 8}
   - {name: hot, type: sampling, max_new_tokens: 8, temperature: 1.5, num_return_sequences: 2}
   - {name: beams, type: beam_search, max_new_tokens: 8, num_beams: 4}
-run: {shard_rows: 2, replicas: 2}
+run: {shard_rows: 1, replicas: 2}
 """
-PROMPTS = ["The quiet fox", "Every bee", "I skip across the", "Today", "Count: one, two,"] * 8
+PROMPTS = ["The quiet fox", "Every bee", "I skip across the", "Today", "Count: one, two,"] * 16
 
 
 @pytest.fixture
@@ -46,19 +46,8 @@ def batchgen(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | env, check=False)
 
 
-def started(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
-    )
-
-
-def wait_for_line(process: subprocess.Popen[str], words: str) -> str:
-    assert process.stderr is not None
-    for line in process.stderr:
-        if words in line:
-            return line
-    raise AssertionError(f"the command ended without saying {words!r}")
+def started_run(job_file: Path, output: Path) -> subprocess.Popen[bytes]:
+    return started([sys.executable, "-m", "pipeline.cli", "run", str(job_file), "--output", str(output)])
 
 
 def processes_of_session(leader: int) -> dict[int, str]:
@@ -127,12 +116,12 @@ def test_the_entry_point_for_clusters_is_the_same_command(job_file: Path, tmp_pa
 def test_a_driver_killed_half_way_resumes_to_the_undisturbed_bytes(
     job_file: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    process = started("run", job_file, "--output", tmp_path / "out")
-    wait_for_line(process, "done=3/20")
+    process = started_run(job_file, tmp_path / "out")
+    wait_for_line(process, "done=3/80")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     kept = part_bytes(tmp_path / "out")
-    assert 3 <= len(kept) < 20
+    assert 3 <= len(kept) < 80
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     resumed = batchgen("run", job_file, "--output", tmp_path / "out")
     assert resumed.returncode == 0, resumed.stderr
@@ -144,10 +133,10 @@ def test_a_driver_killed_half_way_resumes_to_the_undisturbed_bytes(
 def test_ctrl_c_stops_cleanly_says_what_is_kept_and_the_same_command_resumes(
     job_file: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    process = started("run", job_file, "--output", tmp_path / "out")
-    wait_for_line(process, "done=2/20")
+    process = started_run(job_file, tmp_path / "out")
+    wait_for_line(process, "done=2/80")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, errors = process.communicate()
+    errors = last_words(process)
     assert process.returncode == 130
     assert "stopped. Finished parts are kept; run the same command again to resume." in errors
     assert "Traceback" not in errors
@@ -159,18 +148,18 @@ def test_ctrl_c_stops_cleanly_says_what_is_kept_and_the_same_command_resumes(
 
 def test_a_driver_whose_ray_dies_says_so_and_ends_with_4(job_file: Path, tmp_path: Path) -> None:
     """Once Ray ended it with an exit code of its own, 1, in the middle of a line of its log."""
-    process = started("run", job_file, "--output", tmp_path / "out")
-    wait_for_line(process, "done=2/20")
+    process = started_run(job_file, tmp_path / "out")
+    wait_for_line(process, "done=2/80")
     commands = processes_of_session(process.pid)
     del commands[process.pid]
     for pid in sorted(commands, key=lambda pid: "gcs_server" not in commands[pid]):  # else it tells of the others
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    _, errors = process.communicate()
+    errors = last_words(process)
     assert process.returncode == 4, errors
     assert "error: the Ray of this machine is gone" in errors
     assert "Traceback" not in errors
-    assert 2 <= len(part_bytes(tmp_path / "out")) < 20
+    assert 2 <= len(part_bytes(tmp_path / "out")) < 80
 
 
 def test_past_the_error_rate_the_run_exits_with_3_and_a_higher_one_takes_it_on(job_file: Path, tmp_path: Path) -> None:
@@ -190,16 +179,16 @@ def test_past_the_error_rate_the_run_exits_with_3_and_a_higher_one_takes_it_on(j
 def test_sigterm_ends_the_command_in_good_order_with_4_and_the_same_command_resumes(
     job_file: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    process = started("run", job_file, "--output", tmp_path / "out")
-    wait_for_line(process, "done=2/20")
+    process = started_run(job_file, tmp_path / "out")
+    wait_for_line(process, "done=2/80")
     process.terminate()
-    _, errors = process.communicate()
+    errors = last_words(process)
     assert process.returncode == 4, errors
     assert "error: stopped by SIGTERM" in errors
     assert "Finished parts are kept. Run the same command again to resume." in errors
     assert "Traceback" not in errors
     assert processes_of_session(process.pid) == {}
-    assert 2 <= len(part_bytes(tmp_path / "out")) < 20
+    assert 2 <= len(part_bytes(tmp_path / "out")) < 80
     resumed = batchgen("run", job_file, "--output", tmp_path / "out")
     assert resumed.returncode == 0, resumed.stderr
     assert part_bytes(tmp_path / "out") == undisturbed

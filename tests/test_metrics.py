@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.metrics import Sums, add, part_sums
@@ -201,7 +201,6 @@ def any_rows(draw: st.DrawFn) -> dict[str, Any]:
     )
 
 
-@settings(deadline=None)
 @given(rows=st.lists(any_rows(), max_size=12), cuts=st.lists(st.integers(0, 12), max_size=3), seed=st.integers(0, 99))
 def test_parts_add_up_to_the_whole_in_any_order(rows: list[dict[str, Any]], cuts: list[int], seed: int) -> None:
     edges = [0, *sorted(cuts), 12]

@@ -309,7 +309,7 @@ def test_frequency_penalty_counts_what_was_generated_and_presence_penalty_does_n
     ]
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     rows=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=12), min_size=1, max_size=4),
     frequency=st.floats(-2, 2),
@@ -506,7 +506,7 @@ combinations = st.builds(
 )
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     rows=st.lists(st.lists(tokens, min_size=1, max_size=8), min_size=1, max_size=4),
     strategy=combinations,

@@ -80,7 +80,7 @@ def test_rank_counts_from_one_and_ties_by_lower_token_id() -> None:
     assert rank(scores, rows, tokens).tolist() == [4, 1, 2, 3, 5, 1, 5]
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=200)
+@settings(max_examples=200)
 @given(scores=rows_of_scores, k=st.integers(1, 14))
 def test_top_k_equals_a_plain_sort(scores: list[list[float]], k: int) -> None:
     values, ids = top_k(torch.tensor(scores), k)
@@ -88,7 +88,7 @@ def test_top_k_equals_a_plain_sort(scores: list[list[float]], k: int) -> None:
     assert values.tolist() == [[row[token_id] for token_id in sorted_ids(row)[:k]] for row in scores]
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=100)
+@settings(max_examples=100)
 @given(scores=rows_of_scores)
 def test_rank_is_the_place_in_a_plain_sort(scores: list[list[float]]) -> None:
     pairs = [(row, token_id) for row, values in enumerate(scores) for token_id in range(len(values))]

@@ -21,12 +21,12 @@ import yaml
 from pipeline import job
 from pipeline.jobfile import load_job
 from pipeline.storage import open_folder
+from tests.commands import ROOT, last_words, started, wait_for_line
 from tests.fake_store import fake_store
 from tests.flows import part_bytes, write_prompts
 from tests.local_ray import free_port
 
-ROOT = Path(__file__).parent.parent
-NUM_SHARDS = 100
+NUM_SHARDS = 120  # two attempts do at most fifty each
 
 
 def small_job(tmp_path: Path, **changes: Any) -> Path:
@@ -48,17 +48,12 @@ def small_job(tmp_path: Path, **changes: Any) -> Path:
 
 def attempt(command: list[str], ended_by: signal.Signals | None, **environment: str) -> int:
     """The exit code of a command, which gets a signal, with all that it started, when some parts are done."""
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | environment, start_new_session=True
-    )
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if ended_by and sum(".parquet" in line for line in said) == 3:
-            os.killpg(process.pid, ended_by)
-            break
-    said += process.communicate()[1].splitlines()
+    process = started(command, **environment)
+    if ended_by:
+        for _ in range(3):
+            wait_for_line(process, ".parquet")
+        os.killpg(process.pid, ended_by)
+    said = last_words(process)
     assert process.returncode == 0 or ended_by, said
     return process.returncode
 

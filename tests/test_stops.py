@@ -69,7 +69,7 @@ def first_of_all(text: bytes, num_new: int, stops: list[str]) -> tuple[int, str]
     return None
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=400)
+@settings(max_examples=400)
 @given(
     text=st.text("abé☀", max_size=12).map(str.encode),
     num_new=st.integers(0, 14),

@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 from ray._private.ray_constants import get_runtime_env_default_excludes
@@ -22,6 +23,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline import job
 from pipeline.jobfile import load_job
+from tests.fake_store import FakeStore, fake_store
 from tests.flows import part_bytes, write_prompts
 from tests.local_ray import free_port
 
@@ -75,38 +77,51 @@ def head() -> Iterator[JobSubmissionClient]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def follow(client: JobSubmissionClient, submitted: str, until: str = "") -> str:
-    """What a job prints, up to the words or to its end."""
-    printed = ""
-    async for lines in client.tail_job_logs(submitted):
-        printed += lines
-        if until and until in printed:
-            break
-    return printed
+async def follow(client: JobSubmissionClient, submitted: str) -> str:
+    """What a job prints, up to its end."""
+    return "".join([lines async for lines in client.tail_job_logs(submitted)])
+
+
+def stored_parts(server: FakeStore) -> dict[str, bytes]:
+    """Bytes of every part by name."""
+    folder = "out/data/"
+    return {key.removeprefix(folder): data for key, data in server.objects.items() if key.startswith(folder)}
 
 
 @pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")  # Ray's own
 def test_a_job_that_is_stopped_and_submitted_again_ends_with_the_bytes_of_an_undisturbed_one(
     head: JobSubmissionClient, tmp_path: Path
 ) -> None:
-    source = write_prompts(tmp_path / "prompts.parquet", ["The quiet fox", "Every bee", "Today"] * 80)
-    for name in ("undisturbed", "out"):
-        (tmp_path / f"{name}.yaml").write_text(JOB % (source, tmp_path / name))
-    job.run(load_job(tmp_path / "undisturbed.yaml"), job.here)
-    entrypoint = f"cd {ROOT} && {sys.executable} -m jobs.generate {tmp_path / 'out'}.yaml"
-    first = head.submit_job(entrypoint=entrypoint)
-    asyncio.run(follow(head, first, "done=3/240"))
-    head.stop_job(first)
-    asyncio.run(follow(head, first))
-    assert head.get_job_status(first) == JobStatus.STOPPED
-    kept = part_bytes(tmp_path / "out")
-    assert 3 <= len(kept) < 240
-    second = head.submit_job(entrypoint=entrypoint)
-    printed = asyncio.run(follow(head, second))
-    assert head.get_job_status(second) == JobStatus.SUCCEEDED
-    assert re.search(rf"{len(kept)} of them already done", printed)
-    assert kept.items() <= part_bytes(tmp_path / "undisturbed").items()
-    assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "undisturbed")
+    source = write_prompts(tmp_path / "prompts.parquet", ["The quiet fox", "Every bee", "Today"] * 40)
+    with fake_store("s3") as server:
+        for name, output in (("undisturbed", tmp_path / "undisturbed"), ("out", f"{server.url}/out")):
+            (tmp_path / f"{name}.yaml").write_text(JOB % (source, output))
+        job.run(load_job(tmp_path / "undisturbed.yaml"), job.here)
+        entrypoint = f"cd {ROOT} && {sys.executable} -m jobs.generate {tmp_path / 'out'}.yaml"
+        there = {"env_vars": server.environment}
+        is_half_way, is_told_to_stop = Event(), Event()
+
+        def wait_half_way(method: str, key: str) -> str:
+            if (method, key) == ("PUT", "out/data/part-00003.parquet"):
+                is_half_way.set()
+                is_told_to_stop.wait()
+            return ""
+
+        server.fault = wait_half_way
+        first = head.submit_job(entrypoint=entrypoint, runtime_env=there)
+        is_half_way.wait()
+        head.stop_job(first)
+        is_told_to_stop.set()
+        asyncio.run(follow(head, first))
+        assert head.get_job_status(first) == JobStatus.STOPPED
+        kept = stored_parts(server)
+        assert 3 <= len(kept) < 120
+        second = head.submit_job(entrypoint=entrypoint, runtime_env=there)
+        printed = asyncio.run(follow(head, second))
+        assert head.get_job_status(second) == JobStatus.SUCCEEDED
+        assert re.search(rf"{len(kept)} of them already done", printed)
+        assert kept.items() <= part_bytes(tmp_path / "undisturbed").items()
+        assert stored_parts(server) == part_bytes(tmp_path / "undisturbed")
 
 
 def submit(submission_id: str, *entrypoint: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
@@ -117,7 +117,6 @@ def test_a_limit_in_the_file_does_not_cut_or_pad(tmp_path: Path) -> None:
     assert Tokenizer(tmp_path, 768).encode([text]) == Tokenizer(DEMO, 768).encode([text])
 
 
-@settings(deadline=None)
 @given(text=st.text())
 def test_any_text_has_the_ids_of_transformers_and_comes_back(pair: Pair, text: str) -> None:
     (ids,) = pair.ours.encode([text])
@@ -128,7 +127,6 @@ def test_any_text_has_the_ids_of_transformers_and_comes_back(pair: Pair, text: s
 # Decoding
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_any_ids_decode_as_in_transformers(name: str, pair: Pair, data: st.DataObject) -> None:
     any_id = st.integers(0, VOCAB_SIZE[name] - 1) | st.sampled_from(PARTIAL[name])
@@ -276,7 +274,6 @@ def write_old_files(source: Path, target: Path) -> None:
     (target / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
 
 
-@settings(deadline=None)
 @given(text=st.text())
 def test_the_old_pair_of_files_gives_the_same_ids(old_and_new: tuple[Tokenizer, Tokenizer], text: str) -> None:
     old, new = old_and_new

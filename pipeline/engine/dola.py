@@ -41,7 +41,7 @@ def contrast(logits: Tensor, early: Tensor) -> Tensor:
     Returns:
         (N, V) log-probability minus the early layer's; BANNED below `RELATIVE_TOP` of the best.
     """
-    final, others = torch.log_softmax(logits, dim=-1), torch.log_softmax(early, dim=-1)
+    final, others = torch.log_softmax(logits.float(), dim=-1), torch.log_softmax(early.float(), dim=-1)
     chosen = jensen_shannon(final, others).argmax(0)  # (N,)
     contrasted = final - others[chosen, torch.arange(len(final), device=final.device)]
     return contrasted.masked_fill(final < final.amax(-1, keepdim=True) + math.log(RELATIVE_TOP), BANNED)

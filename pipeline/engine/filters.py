@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.engine import native
 from pipeline.engine.processors import BANNED, log_softmax
 from pipeline.engine.ranking import top_k
 from pipeline.strategies import Drawing
 
 _MOST_FOR_TOP_H = 100
-# Candidates looked at before the whole vocabulary is sorted: that costs twenty times as much as to find the best 256.
-_FIRST_LOOKS = (256, 2048)
+_FIRST_LOOK = 256  # candidates looked at before all of a row is: most rows need no more
 
 
 def narrow(strategy: Drawing, scores: Tensor, num_kept: int = 1) -> tuple[Tensor, Tensor]:
@@ -37,12 +37,18 @@ def narrow(strategy: Drawing, scores: Tensor, num_kept: int = 1) -> tuple[Tensor
         Scores (B, C) over temperature, not normalised, and their token ids (B, C), which ascend along a row. A row with
         fewer candidates than others is filled up with banned ones, whose ids mean nothing.
     """
-    token_ids = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    token_ids = None
     if strategy.temperature != 1:
         scores = scores / strategy.temperature
     for key, setting in active(strategy).items():
-        scores, token_ids = _pack(scores, token_ids, FILTERS[key](scores, setting, num_kept))
-    return scores, token_ids
+        is_kept, kernels = FILTERS[key](scores, setting, num_kept), native.for_tensor(scores)
+        scores, token_ids = (kernels.pack if kernels else plain_pack)(scores, token_ids, is_kept)
+    return scores, all_ids(scores) if token_ids is None else token_ids
+
+
+def all_ids(scores: Tensor) -> Tensor:
+    """Ids of all tokens, in every row, (B, V)."""
+    return torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
 
 
 def active(strategy: Drawing) -> dict[str, Any]:
@@ -136,22 +142,34 @@ NEUTRAL = {"top_p": 1, "min_p": 0, "typical_p": 1}
 def _keep_mass(scores: Tensor, preferences: Tensor, mass: float, num_kept: int) -> Tensor:
     """Keep the fewest tokens, most preferred first, whose probabilities reach `mass`: (B, C) twice -> (B, C).
 
-    Sorts only as much of a row as it needs to. Sums are in float64, so that the device cannot change what is kept.
+    Looks at as much of a row as it needs to. Sums are in float64, so that the device cannot change what is kept.
     """
     weights = torch.exp(scores - _best(scores))
     goals = mass * weights.sum(-1, keepdim=True, dtype=torch.float64)
-    is_kept = torch.zeros_like(scores, dtype=torch.bool)
-    rows = torch.arange(len(scores), device=scores.device)
-    for width in (*(look for look in _FIRST_LOOKS if look < scores.shape[1]), scores.shape[1]):
-        _, places = top_k(preferences[rows], width)
-        found = weights[rows[:, None], places].double()
-        is_needed = found.cumsum(-1) - found < goals[rows]
-        is_needed[:, :num_kept] = True
-        is_kept[rows[:, None], places] = is_needed
-        rows = rows[is_needed[:, -1]]
-        if not len(rows):
-            break
+    width = min(max(_FIRST_LOOK, num_kept + 1), scores.shape[1])
+    _, places = top_k(preferences, width)
+    is_needed = _is_before(goals, weights.gather(-1, places))
+    is_needed[:, :num_kept] = True
+    is_kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, places, is_needed)
+    rows = torch.nonzero(is_needed[:, -1])[:, 0]
+    if len(rows) and width < scores.shape[1]:
+        kernels = native.for_tensor(scores)
+        keep = kernels.keep_mass if kernels else plain_keep_mass
+        is_kept[rows] = keep(preferences[rows], weights[rows], goals[rows])
     return is_kept
+
+
+def plain_keep_mass(preferences: Tensor, weights: Tensor, goals: Tensor) -> Tensor:
+    """The fewest tokens, most preferred first, whose weights reach the goals: (B, C) twice and (B, 1) -> (B, C)."""
+    _, places = top_k(preferences, preferences.shape[1])
+    is_needed = _is_before(goals, weights.gather(-1, places))
+    return torch.zeros_like(is_needed).scatter_(1, places, is_needed)
+
+
+def _is_before(goals: Tensor, weights: Tensor) -> Tensor:
+    """Whether the weights before a place, summed along the row, (B, C), do not reach the goal, (B, 1)."""
+    sums = weights.double().cumsum(-1)
+    return sums - weights.double() < goals
 
 
 def _are_best(scores: Tensor, num_kept: int) -> Tensor:
@@ -169,13 +187,13 @@ def _entropy_terms(logprobs: Tensor) -> Tensor:
     return -logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)
 
 
-def _pack(scores: Tensor, token_ids: Tensor, is_kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and ids of the tokens kept, as narrow as the row with most of them."""
+def plain_pack(scores: Tensor, token_ids: Tensor | None, is_kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and ids of the tokens kept, as narrow as the row with most of them; without `token_ids` of all tokens."""
     rows, places = torch.nonzero(is_kept, as_tuple=True)
     counts = torch.bincount(rows, minlength=len(scores))
     columns = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
     shape = (len(scores), max(1, int(counts.max())))
-    packed, packed_ids = scores.new_full(shape, BANNED), token_ids.new_zeros(shape)
+    packed, packed_ids = scores.new_full(shape, BANNED), rows.new_zeros(shape)
     packed[rows, columns] = scores[rows, places]
-    packed_ids[rows, columns] = token_ids[rows, places]
+    packed_ids[rows, columns] = places if token_ids is None else token_ids[rows, places]
     return packed, packed_ids

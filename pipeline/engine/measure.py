@@ -39,7 +39,7 @@ class Measures(NamedTuple):
 
 
 def measure(logits: Tensor, k: int) -> Measures:
-    """Summarise raw logits, (B, V) float32; `k` may be 0."""
+    """Summarise raw logits, (B, V); `k` may be 0."""
     kernels = native.for_tensor(logits)
     log_normalisers, entropies, token_ids, values = (kernels.measure if kernels else plain_measure)(
         logits, min(max(k, 1), logits.shape[1])
@@ -67,6 +67,7 @@ _ROWS_AT_ONCE = {"cpu": 4, "cuda": 1024}
 
 
 def _measure_rows(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logits = logits.float()
     values, token_ids = plain_top_k(logits, k)
     below = logits - values[:, :1]  # at most 0
     shares = below.exp()
@@ -79,11 +80,11 @@ def score(logits: Tensor, measures: Measures, rows: Tensor, tokens: Tensor) -> t
     """Raw log-probabilities and ranks of chosen tokens.
 
     Args:
-        logits: (B, V) float32.
+        logits: (B, V).
         measures: of the same logits.
         rows, tokens: (N,) int64.
     """
-    logprobs = logits[rows, tokens] - measures.log_normalisers[rows]
+    logprobs = logits[rows, tokens].float() - measures.log_normalisers[rows]
     recorded = measures.top_token_ids[rows.cpu().numpy()] == tokens.cpu().numpy()[:, None]  # (N, K)
     ranks = recorded.argmax(-1) + 1 if recorded.shape[1] else np.zeros(len(tokens), np.int64)
     missing = torch.from_numpy(np.flatnonzero(~recorded.any(-1))).to(rows.device)
@@ -94,4 +95,5 @@ def score(logits: Tensor, measures: Measures, rows: Tensor, tokens: Tensor) -> t
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each target token, (P, V) and (P,) -> (P,)."""
+    logits = logits.float()
     return logits.gather(-1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)

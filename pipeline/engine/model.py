@@ -23,7 +23,7 @@ from pipeline.engine.cache import Memory, SlotCache
 from pipeline.engine.linear import ACTIVATIONS, Activation, Linear, linear
 from pipeline.errors import ModelError
 
-PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}  # of prompts that go through the model together; a longer one goes alone
+PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}  # of prompts that go through the model together; a longer one goes alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +169,8 @@ class GPT2:
         return states
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(B, E) -> (B, V) float32."""
-        return self._logits(hidden).float()
+        """(B, E) -> (B, V), in the dtype of the weights; whoever computes with them does so in float32."""
+        return self._logits(hidden)
 
     def _forward(
         self, cache: SlotCache, tokens: PromptTokens | NewTokens, ids: Sequence[int], early: Collection[int]
@@ -184,8 +184,8 @@ class GPT2:
             if layer in early:
                 kept[layer] = self._norm(self.ln_f, x)
             fused = block.attn_in(self._norm(block.ln_1, x))  # (N, 3E)
-            x = x + block.attn_out(tokens.attend(fused, cache.keys[layer], cache.values[layer], block.scale))
-            x = x + block.mlp_out(block.mlp_in(self._norm(block.ln_2, x)))
+            x += block.attn_out(tokens.attend(fused, cache.keys[layer], cache.values[layer], block.scale))
+            x += block.mlp_out(block.mlp_in(self._norm(block.ln_2, x)))
         return States(self._norm(self.ln_f, x), kept)
 
     def _norm(self, norm: Norm, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.engine import native
-from pipeline.engine.filters import active, narrow
+from pipeline.engine.filters import active, all_ids, narrow
 from pipeline.engine.processors import log_softmax
 from pipeline.strategies import Drawing
 
@@ -22,33 +22,51 @@ def sample(strategy: Drawing, scores: Tensor, seeds: Tensor, steps: Tensor) -> t
 
     Args:
         strategy: see `narrow`.
-        scores: (B, V) float32 processed logits. A row without a finite one gives a token that means nothing, at -inf.
+        scores: (B, V) logits, processed or as the model gives them. A row without a finite one gives a token that means
+            nothing, at -inf.
         seeds, steps: (B,) int64.
 
     Returns:
         Token ids (B,), and their log-probabilities (B,) under the distribution they were drawn from.
     """
-    best = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
-    scores, token_ids = narrow(strategy, scores - best)  # at most 0: no temperature makes them overflow
-    if not active(strategy):
-        kernels = native.for_tensor(scores)
-        return (kernels.draw if kernels else plain_draw)(scores, seeds, steps)
-    places, logprobs = _draw(scores, token_ids, seeds, steps)
-    return token_ids.gather(-1, places[:, None])[:, 0], logprobs
+    columns = (torch.split(column, _ROWS_AT_ONCE[scores.device.type]) for column in (scores, seeds, steps))
+    parts = [_sample(strategy, *part) for part in zip(*columns, strict=True)]
+    tokens, logprobs = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
 
 
-def plain_draw(scores: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """One token per row of the whole vocabulary, (B, V) -> (B,), and its log-probability, (B,).
+_ROWS_AT_ONCE = {"cpu": 8, "cuda": 1024}  # on a CPU as many as its caches hold
+
+
+def _sample(strategy: Drawing, scores: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    kernels, temperature = native.for_tensor(scores), strategy.temperature
+    token_ids = None
+    if active(strategy):
+        scores, token_ids = narrow(strategy, _below_best(scores))
+        temperature = 1.0  # it is applied
+    return (kernels.draw if kernels else plain_draw)(scores, token_ids, temperature, seeds, steps)
+
+
+def plain_draw(
+    scores: Tensor, token_ids: Tensor | None, temperature: float, seeds: Tensor, steps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token per row, (B, C) -> (B,), and its log-probability, (B,).
 
     The kernel of the same name works out the noise of a token only where its hash is high enough to win.
+
+    Args:
+        token_ids: (B, C), ascending; None where the columns are the vocabulary.
     """
-    return _draw(scores, torch.arange(scores.shape[1], device=scores.device).expand_as(scores), seeds, steps)
-
-
-def _draw(scores: Tensor, token_ids: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """The place of the drawn candidate of each row, (B, C) -> (B,), and its log-probability, (B,)."""
+    token_ids = all_ids(scores) if token_ids is None else token_ids
+    scores = _below_best(scores) / temperature
     places = (scores + gumbel(seeds, steps, token_ids)).argmax(-1, keepdim=True)  # (B, 1)
-    return places[:, 0], log_softmax(scores).gather(-1, places)[:, 0]
+    return token_ids.gather(-1, places)[:, 0], log_softmax(scores).gather(-1, places)[:, 0]
+
+
+def _below_best(scores: Tensor) -> Tensor:
+    """Scores in float32 less the best of their row: at most 0, so that no temperature makes them overflow."""
+    scores = scores.float()
+    return scores - scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
 
 
 def gumbel(seeds: Tensor, steps: Tensor, token_ids: Tensor) -> Tensor:

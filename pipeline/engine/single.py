@@ -57,8 +57,9 @@ def _choose(
     rows = turn.rows(parents)
     if isinstance(strategy, Greedy | NextToken) and not changes_scores(strategy):
         return turn.steps(parents, rows, turn.measures.best[rows], None), [True] * len(parents)
-    scores = turn.processed(_scores(turn, strategy, rows), parents, [state.ending for state in states])
-    can_ban = changes_scores(strategy) or isinstance(strategy, Dola)
+    scores, can_ban = _scores(turn, strategy, rows), isinstance(strategy, Dola)
+    if changes_scores(strategy):
+        scores, can_ban = turn.processed(scores, parents, [state.ending for state in states]), True
     is_possible = (scores.amax(-1) > BANNED).tolist() if can_ban else [True] * len(parents)
     if isinstance(strategy, Sampling):
         seeds = torch.tensor([state.seed for state in states], device=scores.device)

@@ -61,7 +61,7 @@ class Turn(NamedTuple):
 
     Attributes:
         states: (B, E) hidden states at the newest token.
-        logits: (B, V) float32.
+        logits: (B, V), in the dtype of the weights.
     """
 
     cache: SlotCache
@@ -103,13 +103,13 @@ class Turn(NamedTuple):
         endings: Sequence[Ending],
         crowd: Tensor | None = None,
     ) -> Tensor:
-        """Scores (N, V) of the hypotheses after the processors of their strategy, which is the same for all.
+        """Scores (N, V) of the hypotheses, in float32, after the processors of their strategy, the same for all.
 
         Args:
             endings: of each hypothesis.
             crowd: (N, V) for the diversity penalty.
         """
-        strategy = endings[0].strategy
+        strategy, scores = endings[0].strategy, scores.float()
         if not changes_scores(strategy):
             return scores
         slots = torch.tensor([parent.slot for parent in parents], device=scores.device)
@@ -126,7 +126,7 @@ class Turn(NamedTuple):
                 for parent, ending in zip(parents, endings, strict=True)
                 if ending.allowed_words and parent.place
             ],
-            unconditional=self.logits[self.rows(parents, 1)] if len(parents[0].slots) > 1 else None,
+            unconditional=self.logits[self.rows(parents, 1)].float() if len(parents[0].slots) > 1 else None,
             crowd=crowd,
         )
         return process(strategy, scores, context)

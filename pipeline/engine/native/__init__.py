@@ -24,10 +24,16 @@ log = logging.getLogger(__name__)
 _SIGNATURES = {
     "attend_float32": "ppppiiiifp",
     "attend_bfloat16": "ppppiiiifp",
-    "measure": "piiipppp",
-    "top_k": "piiipp",
-    "rank": "pippip",
-    "draw": "piipppp",
+    "measure_float32": "piiipppp",
+    "measure_bfloat16": "piiipppp",
+    "top_k_float32": "piiipp",
+    "top_k_bfloat16": "piiipp",
+    "rank_float32": "pippip",
+    "rank_bfloat16": "pippip",
+    "draw_float32": "ppiifpppp",
+    "draw_bfloat16": "ppiifpppp",
+    "keep_mass": "pppiip",
+    "pack": "pppiiipp",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
@@ -45,9 +51,8 @@ class Kernels:
         """`attention.plain_attend`."""
         _, heads, num_positions, size = keys.shape
         out = torch.empty((len(fused), heads * size), dtype=fused.dtype)
-        attend = self._library.attend_bfloat16 if fused.dtype == torch.bfloat16 else self._library.attend_float32
-        pointers = [tensor.data_ptr() for tensor in (fused.contiguous(), keys, values, positions)]
-        attend(*pointers, len(fused), heads, size, num_positions, scale, out.data_ptr())
+        shape = len(fused), heads, size, num_positions
+        self._call(_typed("attend", fused), fused, keys, values, positions, *shape, scale, out)
         return out
 
     def measure(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -55,32 +60,54 @@ class Kernels:
         rows, vocab = logits.shape
         log_normalisers, entropies = torch.empty(2, rows)
         token_ids, values = torch.empty((rows, k), dtype=torch.int32), torch.empty((rows, k))
-        outs = [tensor.data_ptr() for tensor in (log_normalisers, entropies, token_ids, values)]
-        self._library.measure(logits.contiguous().data_ptr(), rows, vocab, k, *outs)
-        return log_normalisers, entropies, token_ids, values
+        outs = log_normalisers, entropies, token_ids, values
+        self._call(_typed("measure", logits), logits, rows, vocab, k, *outs)
+        return outs
 
     def top_k(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """`ranking.plain_top_k`."""
         rows, vocab = scores.shape
         token_ids, values = torch.empty((rows, k), dtype=torch.int64), torch.empty((rows, k))
-        self._library.top_k(scores.contiguous().data_ptr(), rows, vocab, k, token_ids.data_ptr(), values.data_ptr())
-        return values, token_ids
+        self._call(_typed("top_k", scores), scores, rows, vocab, k, token_ids, values)
+        return values.to(scores.dtype), token_ids
 
     def rank(self, scores: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
         """`ranking.plain_rank`."""
         ranks = torch.empty_like(tokens)
-        pointers = [tensor.data_ptr() for tensor in (rows.contiguous(), tokens.contiguous())]
-        vocab = scores.shape[1]
-        self._library.rank(scores.contiguous().data_ptr(), vocab, *pointers, len(tokens), ranks.data_ptr())
+        self._call(_typed("rank", scores), scores, scores.shape[1], rows, tokens, len(tokens), ranks)
         return ranks
 
-    def draw(self, scores: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, scores: Tensor, token_ids: Tensor | None, temperature: float, seeds: Tensor, steps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """`sampling.plain_draw`."""
-        rows, vocab = scores.shape
-        tokens, logprobs = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
-        pointers = [tensor.data_ptr() for tensor in (seeds.contiguous(), steps.contiguous(), tokens, logprobs)]
-        self._library.draw(scores.contiguous().data_ptr(), rows, vocab, *pointers)
+        tokens, logprobs = torch.empty(len(scores), dtype=torch.int64), torch.empty(len(scores))
+        ins = scores, token_ids, *scores.shape, temperature, seeds, steps
+        self._call(_typed("draw", scores), *ins, tokens, logprobs)
         return tokens, logprobs
+
+    def keep_mass(self, preferences: Tensor, weights: Tensor, goals: Tensor) -> Tensor:
+        """`filters.plain_keep_mass`."""
+        is_kept = torch.empty(preferences.shape, dtype=torch.bool)
+        self._call("keep_mass", preferences, weights, goals, *preferences.shape, is_kept)
+        return is_kept
+
+    def pack(self, scores: Tensor, token_ids: Tensor | None, is_kept: Tensor) -> tuple[Tensor, Tensor]:
+        """`filters.plain_pack`."""
+        shape = (len(scores), max(1, int(is_kept.count_nonzero(-1).max())))
+        packed, packed_ids = torch.full(shape, -torch.inf), torch.zeros(shape, dtype=torch.int64)
+        self._call("pack", scores, token_ids, is_kept, *scores.shape, shape[1], packed, packed_ids)
+        return packed, packed_ids
+
+    def _call(self, name: str, *arguments: Tensor | float | None) -> None:
+        """Call a function with addresses for tensors; those it writes to must be contiguous, others may be copied."""
+        held = [each.contiguous() if isinstance(each, Tensor) else each for each in arguments]
+        getattr(self._library, name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in held))
+
+
+def _typed(name: str, tensor: Tensor) -> str:
+    """Name of the function for tensors of this dtype."""
+    return f"{name}_{str(tensor.dtype).removeprefix('torch.')}"
 
 
 @lru_cache(maxsize=1)
@@ -97,5 +124,5 @@ def kernels() -> Kernels | None:
 
 
 def for_tensor(tensor: Tensor) -> Kernels | None:
-    """The kernels if they can take this tensor: on the CPU, in float32."""
-    return kernels() if tensor.device.type == "cpu" and tensor.dtype == torch.float32 else None
+    """The kernels if they can take this tensor: on the CPU, in float32 or bfloat16."""
+    return kernels() if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16) else None

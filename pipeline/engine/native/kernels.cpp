@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -252,6 +253,13 @@ inline bool comes_first(const Scored& one, const Scored& other) {
 
 constexpr int64_t BLOCK = 2 * LANES;
 
+// A row as float32: of bfloat16 a copy in `scratch`, of as many elements.
+inline const float* widened(const float* row, int64_t, std::vector<float>&) { return row; }
+inline const float* widened(const BFloat16* row, int64_t count, std::vector<float>& scratch) {
+    for (int64_t place = 0; place < count; ++place) scratch[place] = to_float(row[place]);
+    return scratch.data();
+}
+
 // Highest of some scores; NaN is passed over.
 inline float best_of(const float* scores, int64_t count) {
     Floats best = broadcast(-INF);
@@ -344,6 +352,145 @@ inline double gumbel(uint64_t bits) {
     return -std::log(-std::log(uniform));
 }
 
+// Orders floats from the highest down; both zeros are alike.
+inline uint32_t descending(float value) {
+    value += 0.0f;
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return bits >> 31 ? bits : ~bits & 0x7FFFFFFF;
+}
+
+// Tokens whose keys lie from `start` to before `end`: what they weigh, and how many they are.
+struct Range {
+    int64_t start, end;
+    double mass;
+    int64_t count;
+};
+
+Range range(const uint32_t* keys, const float* weights, int64_t vocab, int64_t start, int64_t end) {
+    constexpr int WIDE = 8;
+    typedef uint32_t Keys __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
+    typedef float Weights __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
+    typedef double Masses __attribute__((vector_size(8 * WIDE)));
+    const uint32_t first = start, width = end - start;
+    Masses masses{};
+    Keys counts{};
+    int64_t token = 0;
+    for (; token + WIDE <= vocab; token += WIDE) {
+        const auto is_in = (*reinterpret_cast<const Keys*>(keys + token) - first) < width;  // all bits set where it is
+        const Weights weight = is_in ? *reinterpret_cast<const Weights*>(weights + token) : Weights{};
+        masses += __builtin_convertvector(weight, Masses);
+        counts -= reinterpret_cast<const Keys&>(is_in);
+    }
+    Range found{start, end, 0, 0};
+    for (int lane = 0; lane < WIDE; ++lane) found.mass += masses[lane], found.count += counts[lane];
+    for (; token < vocab; ++token) {
+        if (keys[token] - first < width) found.mass += weights[token], ++found.count;
+    }
+    return found;
+}
+
+template <typename Element>
+void measure(const Element* logits, int64_t rows, int64_t vocab, int64_t k, float* log_normalisers, float* entropies,
+             int32_t* token_ids, float* values) {
+    std::vector<float> maxima((vocab + BLOCK - 1) / BLOCK), sorted, scratch(vocab);
+    std::vector<Scored> found;
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* scores = widened(logits + row * vocab, vocab, scratch);
+        block_maxima(scores, vocab, maxima);
+        const float best = *std::max_element(maxima.begin(), maxima.end());
+        summarise(scores, vocab, best, log_normalisers + row, entropies + row);
+        best_of_row(scores, vocab, k, maxima, sorted, found);
+        for (int64_t place = 0; place < k; ++place) {
+            token_ids[row * k + place] = found[place].token;
+            values[row * k + place] = found[place].score;
+        }
+    }
+}
+
+template <typename Element>
+void top_k(const Element* all_scores, int64_t rows, int64_t vocab, int64_t k, int64_t* token_ids, float* values) {
+    std::vector<float> maxima((vocab + BLOCK - 1) / BLOCK), sorted, scratch(vocab);
+    std::vector<Scored> found;
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* scores = widened(all_scores + row * vocab, vocab, scratch);
+        block_maxima(scores, vocab, maxima);
+        best_of_row(scores, vocab, k, maxima, sorted, found);
+        for (int64_t place = 0; place < k; ++place) {
+            token_ids[row * k + place] = found[place].token;
+            values[row * k + place] = found[place].score;
+        }
+    }
+}
+
+template <typename Element>
+void rank(const Element* scores, int64_t vocab, const int64_t* rows, const int64_t* tokens, int64_t count,
+          int64_t* ranks) {
+    std::vector<float> scratch(vocab);
+    for (int64_t index = 0; index < count; ++index) {
+        const float* row = widened(scores + rows[index] * vocab, vocab, scratch);
+        const float chosen = row[tokens[index]];
+        int32_t above = 0, tied = 0;
+        for (int64_t token = 0; token < vocab; ++token) above += row[token] > chosen;
+        for (int64_t token = 0; token < tokens[index]; ++token) tied += row[token] == chosen;
+        ranks[index] = 1 + above + tied;
+    }
+}
+
+template <typename Element>
+void draw(const Element* logits, const int64_t* token_ids, int64_t rows, int64_t vocab, float temperature,
+          const int64_t* seeds, const int64_t* steps, int64_t* tokens, float* logprobs) {
+    constexpr int64_t CHUNK = 512;
+    uint64_t bits[CHUNK];
+    std::vector<float> scratch(vocab);
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* unscaled = widened(logits + row * vocab, vocab, scratch);
+        const float top = std::max(best_of(unscaled, vocab), std::numeric_limits<float>::lowest());
+        float* scores = scratch.data();  // at most 0: no temperature makes them overflow
+        for (int64_t token = 0; token < vocab; ++token) scores[token] = unscaled[token] - top;
+        if (temperature != 1) {
+            for (int64_t token = 0; token < vocab; ++token) scores[token] /= temperature;
+        }
+        const uint64_t key = mix(mix(static_cast<uint64_t>(seeds[row]) + GOLDEN) ^ static_cast<uint64_t>(steps[row]));
+        // The most probable token first: what beats it is rarely looked at.
+        if (top == std::numeric_limits<float>::lowest()) {
+            tokens[row] = 0, logprobs[row] = -INF;
+            continue;
+        }
+        int64_t chosen = 0;
+        while (chosen + BLOCK < vocab && best_of(scores + chosen, BLOCK) < 0) chosen += BLOCK;
+        while (scores[chosen] < 0) ++chosen;
+        const int64_t* ids = token_ids ? token_ids + row * vocab : nullptr;
+        double best = gumbel(mix((ids ? ids[chosen] : chosen) * GOLDEN + key));
+        for (int64_t start = 0; start < vocab; start += CHUNK) {
+            const int64_t end = std::min(start + CHUNK, vocab);
+            // Noise above this is needed to beat the best so far; a little less, because both sides are rounded.
+            const double needed = std::exp(-std::exp(best_of(scores + start, end - start) - best + 1e-6)) * (1 - 1e-9);
+            const uint64_t threshold = static_cast<uint64_t>(needed * 0x1p52) << 12;
+            if (ids) {
+                for (int64_t token = start; token < end; ++token) bits[token - start] = mix(ids[token] * GOLDEN + key);
+            } else {
+                for (int64_t token = start; token < end; ++token) bits[token - start] = mix(token * GOLDEN + key);
+            }
+            for (int64_t first = start; first < end; first += BLOCK) {
+                const int64_t last = std::min(first + BLOCK, end);
+                uint64_t most = 0;
+                for (int64_t token = first; token < last; ++token) most = std::max(most, bits[token - start]);
+                if (most < threshold) continue;
+                for (int64_t token = first; token < last; ++token) {
+                    if (bits[token - start] < threshold || scores[token] == -INF) continue;
+                    const double value = scores[token] + gumbel(bits[token - start]);
+                    if (value > best || (value == best && token < chosen)) best = value, chosen = token;
+                }
+            }
+        }
+        float log_normaliser;
+        summarise(scores, vocab, 0, &log_normaliser, nullptr);
+        tokens[row] = ids ? ids[chosen] : chosen;
+        logprobs[row] = scores[chosen] - log_normaliser;
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -362,79 +509,98 @@ void attend_bfloat16(const BFloat16* fused, BFloat16* keys, BFloat16* values, co
 }
 
 // Per row of `logits` (B, V): log-sum-exp and entropy (B,), and the k best tokens with their logits (B, K).
-void measure(const float* logits, int64_t rows, int64_t vocab, int64_t k, float* log_normalisers, float* entropies,
-             int32_t* token_ids, float* values) {
-    std::vector<float> maxima((vocab + BLOCK - 1) / BLOCK), sorted;
-    std::vector<Scored> found;
-    for (int64_t row = 0; row < rows; ++row) {
-        const float* scores = logits + row * vocab;
-        block_maxima(scores, vocab, maxima);
-        const float best = *std::max_element(maxima.begin(), maxima.end());
-        summarise(scores, vocab, best, log_normalisers + row, entropies + row);
-        best_of_row(scores, vocab, k, maxima, sorted, found);
-        for (int64_t place = 0; place < k; ++place) {
-            token_ids[row * k + place] = found[place].token;
-            values[row * k + place] = found[place].score;
-        }
-    }
+void measure_float32(const float* logits, int64_t rows, int64_t vocab, int64_t k, float* log_normalisers,
+                     float* entropies, int32_t* token_ids, float* values) {
+    measure(logits, rows, vocab, k, log_normalisers, entropies, token_ids, values);
+}
+
+void measure_bfloat16(const BFloat16* logits, int64_t rows, int64_t vocab, int64_t k, float* log_normalisers,
+                      float* entropies, int32_t* token_ids, float* values) {
+    measure(logits, rows, vocab, k, log_normalisers, entropies, token_ids, values);
 }
 
 // The k best tokens of each row of `scores` (B, V), and their scores, (B, K).
-void top_k(const float* scores, int64_t rows, int64_t vocab, int64_t k, int64_t* token_ids, float* values) {
-    std::vector<float> maxima((vocab + BLOCK - 1) / BLOCK), sorted;
-    std::vector<Scored> found;
-    for (int64_t row = 0; row < rows; ++row) {
-        block_maxima(scores + row * vocab, vocab, maxima);
-        best_of_row(scores + row * vocab, vocab, k, maxima, sorted, found);
-        for (int64_t place = 0; place < k; ++place) {
-            token_ids[row * k + place] = found[place].token;
-            values[row * k + place] = found[place].score;
-        }
-    }
+void top_k_float32(const float* scores, int64_t rows, int64_t vocab, int64_t k, int64_t* token_ids, float* values) {
+    top_k(scores, rows, vocab, k, token_ids, values);
+}
+
+void top_k_bfloat16(const BFloat16* scores, int64_t rows, int64_t vocab, int64_t k, int64_t* token_ids, float* values) {
+    top_k(scores, rows, vocab, k, token_ids, values);
 }
 
 // Rank of `tokens` (N,) in the rows `rows` (N,) of `scores` (B, V), from 1, ties by lower token id.
-void rank(const float* scores, int64_t vocab, const int64_t* rows, const int64_t* tokens, int64_t count,
-          int64_t* ranks) {
-    for (int64_t index = 0; index < count; ++index) {
-        const float* row = scores + rows[index] * vocab;
-        const float chosen = row[tokens[index]];
-        int32_t above = 0, tied = 0;
-        for (int64_t token = 0; token < vocab; ++token) above += row[token] > chosen;
-        for (int64_t token = 0; token < tokens[index]; ++token) tied += row[token] == chosen;
-        ranks[index] = 1 + above + tied;
+void rank_float32(const float* scores, int64_t vocab, const int64_t* rows, const int64_t* tokens, int64_t count,
+                  int64_t* ranks) {
+    rank(scores, vocab, rows, tokens, count, ranks);
+}
+
+void rank_bfloat16(const BFloat16* scores, int64_t vocab, const int64_t* rows, const int64_t* tokens, int64_t count,
+                   int64_t* ranks) {
+    rank(scores, vocab, rows, tokens, count, ranks);
+}
+
+// Gumbel-max over each row of `logits` (B, V) at a temperature: `seeds`, `steps` (B,); `tokens`, `logprobs` (B,) of what
+// was drawn. `token_ids` (B, V), ascending, where the columns are not all tokens in order.
+void draw_float32(const float* logits, const int64_t* token_ids, int64_t rows, int64_t vocab, float temperature,
+                  const int64_t* seeds, const int64_t* steps, int64_t* tokens, float* logprobs) {
+    draw(logits, token_ids, rows, vocab, temperature, seeds, steps, tokens, logprobs);
+}
+
+void draw_bfloat16(const BFloat16* logits, const int64_t* token_ids, int64_t rows, int64_t vocab, float temperature,
+                   const int64_t* seeds, const int64_t* steps, int64_t* tokens, float* logprobs) {
+    draw(logits, token_ids, rows, vocab, temperature, seeds, steps, tokens, logprobs);
+}
+
+// Which tokens of each row are the fewest, most preferred first, whose weights reach `goals` (B,): `preferences`, `weights`,
+// `is_kept` (B, V). Halves the range of preferences in which the goal is crossed until few tokens are left to sort.
+void keep_mass(const float* preferences, const float* weights, const double* goals, int64_t rows, int64_t vocab,
+               bool* is_kept) {
+    constexpr int64_t FEW = 128;
+    std::vector<uint32_t> keys(vocab);
+    std::vector<std::pair<uint32_t, int32_t>> found;
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* weight = weights + row * vocab;
+        bool* kept = is_kept + row * vocab;
+        for (int64_t token = 0; token < vocab; ++token) keys[token] = descending(preferences[row * vocab + token]);
+        uint32_t first = UINT32_MAX, last = 0;
+        for (int64_t token = 0; token < vocab; ++token) {
+            first = std::min(first, keys[token]), last = std::max(last, keys[token]);
+        }
+        Range left{first, static_cast<int64_t>(last) + 1, 0, vocab};  // tokens before it are kept, those after it are not
+        double reached = 0;
+        while (left.count > FEW && left.end - left.start > 1) {
+            const Range upper = range(keys.data(), weight, vocab, left.start, (left.start + left.end) / 2);
+            if (reached + upper.mass < goals[row]) {
+                reached += upper.mass;
+                left.start = upper.end, left.count -= upper.count;
+            } else {
+                left.end = upper.end, left.count = upper.count;
+            }
+        }
+        found.clear();
+        first = left.start, last = left.end - 1;
+        for (int64_t token = 0; token < vocab; ++token) kept[token] = keys[token] < first;
+        for (int64_t token = 0; token < vocab; ++token) {
+            if (keys[token] - first <= last - first) found.push_back({keys[token], static_cast<int32_t>(token)});
+        }
+        std::sort(found.begin(), found.end());
+        for (const auto& [key, token] : found) {
+            if (!(reached < goals[row])) break;
+            kept[token] = true;
+            reached += weight[token];
+        }
     }
 }
 
-// Gumbel-max over each row of `scores` (B, V): `seeds`, `steps` (B,); `tokens`, `logprobs` (B,) of what was drawn.
-void draw(const float* all_scores, int64_t rows, int64_t vocab, const int64_t* seeds, const int64_t* steps,
-          int64_t* tokens, float* logprobs) {
-    constexpr int64_t CHUNK = 512;
-    uint64_t bits[CHUNK];
+// Scores and ids of the tokens kept of each row, (B, W), of `scores`, `is_kept` and `token_ids` (B, V), these as in `draw`.
+// What a row does not fill is left as it is.
+void pack(const float* scores, const int64_t* token_ids, const bool* is_kept, int64_t rows, int64_t vocab, int64_t width,
+          float* packed, int64_t* packed_ids) {
     for (int64_t row = 0; row < rows; ++row) {
-        const float* scores = all_scores + row * vocab;
-        const uint64_t key = mix(mix(static_cast<uint64_t>(seeds[row]) + GOLDEN) ^ static_cast<uint64_t>(steps[row]));
-        double best = -std::numeric_limits<double>::infinity();
-        float highest_score = -INF;
-        int64_t chosen = 0;
-        for (int64_t start = 0; start < vocab; start += CHUNK) {
-            const int64_t end = std::min(start + CHUNK, vocab);
-            const float top = best_of(scores + start, end - start);
-            highest_score = top > highest_score ? top : highest_score;
-            // Noise above this is needed to beat the best so far; a little less, because both sides are rounded.
-            const double needed = std::exp(-std::exp(top - best + 1e-6)) * (1 - 1e-9);
-            const uint64_t threshold = best > -INF ? static_cast<uint64_t>(needed * 0x1p52) << 12 : 0;
-            for (int64_t token = start; token < end; ++token) bits[token - start] = mix(token * GOLDEN + key);
-            for (int64_t token = start; token < end; ++token) {
-                if (bits[token - start] < threshold || scores[token] == -INF) continue;
-                const double value = scores[token] + gumbel(bits[token - start]);
-                if (value > best) best = value, chosen = token;
-            }
+        int64_t place = row * width;
+        for (int64_t at = row * vocab; at < (row + 1) * vocab; ++at) {
+            if (is_kept[at]) packed[place] = scores[at], packed_ids[place++] = token_ids ? token_ids[at] : at - row * vocab;
         }
-        float log_normaliser;
-        summarise(scores, vocab, highest_score, &log_normaliser, nullptr);
-        tokens[row] = chosen;
-        logprobs[row] = scores[chosen] - (highest_score == -INF ? 0 : log_normaliser);
     }
 }
 
