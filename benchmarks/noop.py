@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,9 +28,10 @@ TEXT = "the old river town sleeps under slow rain while a young cat walks home a
 
 
 class NoopEngine:
-    """Gives every request the same short completion, made once."""
+    """Gives every request the same short completion, made once; after `wait_s`, as if a GPU were at work."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait_s: float = 0.0) -> None:
+        self.wait_s = wait_s
         floats, alternatives = np.full(NUM_TOKENS, -1.0, np.float32), np.zeros((NUM_TOKENS, 0))
         completion = Completion(
             token_ids=np.arange(100, 100 + NUM_TOKENS, dtype=np.int32),
@@ -46,12 +48,13 @@ class NoopEngine:
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
         """The same answer to each."""
+        time.sleep(self.wait_s)
         return [self.response] * len(requests)
 
 
-def make_noop_engine(setup: Setup, tokenizer: Tokenizer) -> NoopEngine:
+def make_noop_engine(setup: Setup, tokenizer: Tokenizer, *, wait_s: float = 0.0) -> NoopEngine:
     """An engine maker."""
-    return NoopEngine()
+    return NoopEngine(wait_s)
 
 
 def make_registered_engine(setup: Setup, tokenizer: Tokenizer, *, registry: Path) -> NoopEngine:
@@ -78,14 +81,14 @@ def write_input(
     pq.write_table(table, path, row_group_size=row_group_rows)
 
 
-def noop_job(input_path: Path, output_path: Path, replicas: int) -> Job:
-    """One greedy strategy over the input, no alternatives recorded, shards as the plan chooses them."""
+def noop_job(input_path: Path, output_path: Path, replicas: int, shard_rows: int | str = "auto") -> Job:
+    """One greedy strategy over the input, no alternatives recorded."""
     return parse_job(
         {
             "model": "demo",
             "input": {"path": str(input_path), "id_column": "id"},
             "output": {"path": str(output_path), "top_k": 0},
             "strategies": [{"name": "greedy", "type": "greedy", "max_new_tokens": NUM_TOKENS}],
-            "run": {"replicas": replicas},
+            "run": {"replicas": replicas, "shard_rows": shard_rows},
         }
     )

@@ -33,9 +33,10 @@ SUMMED = [
 
 def part_sums(table: pa.Table) -> dict[str, Sums]:
     """Sums per strategy of a part, in the order in which strategies first occur."""
+    summed = table.select(SUMMED)  # the others need not be copied
     return {
-        name: _strategy_sums(table.filter(pc.equal(table["strategy"], name)))
-        for name in pc.unique(table["strategy"]).to_pylist()
+        name: _strategy_sums(summed.filter(pc.equal(summed["strategy"], name)))
+        for name in pc.unique(summed["strategy"]).to_pylist()
     }
 
 

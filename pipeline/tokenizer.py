@@ -18,6 +18,7 @@ from pipeline.errors import ModelError
 from pipeline.stops import find_stop
 
 USE_ITS_OWN = "Put the files of the checkpoint's own tokenizer there."
+_BATCH = 32  # texts whose encodings stay in the processor's cache until their ids are taken
 
 
 class Tokenizer:
@@ -65,8 +66,11 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; texts must be valid Unicode."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [
+            encoding.ids
+            for start in range(0, len(texts), _BATCH)
+            for encoding in self._tokenizer.encode_batch_fast(texts[start : start + _BATCH], add_special_tokens=False)
+        ]
 
     def decode(self, token_ids: Iterable[int], stop: str | None = None) -> str:
         """As `text_of`, with this vocabulary."""
