@@ -29,6 +29,7 @@ COMMANDS = (
     "growth",
     "flow",
     "memory",
+    "engine_memory",
 )
 
 
