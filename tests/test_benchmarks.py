@@ -30,6 +30,7 @@ COMMANDS = (
     "growth",
     "flow",
     "memory",
+    "engine_memory",
 )
 
 
