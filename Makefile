@@ -8,8 +8,9 @@ demo: $(VENV)/.ready  ## run jobs/demo.yaml on a local Ray and show what came ou
 	$(BIN)/batchgen run jobs/demo.yaml
 	$(BIN)/batchgen head out/demo
 
-test: $(VENV)/.ready  ## all tests
-	$(BIN)/python -m pytest
+WORKERS ?= 2
+test: $(VENV)/.ready  ## all tests, in so many processes, each file in one
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 RUNS ?= 225
 SEED ?= 0
@@ -42,7 +43,7 @@ docs-update: $(VENV)/.ready  ## put what comes out into README.md and docs/: out
 	$(BIN)/python -m docs.generate_screenshot
 	$(BIN)/python -m tests.handbook
 
-BENCHMARKS = limit uniform ragged recording shared_prefill beams pipeline growth flow replicas memory report scale
+BENCHMARKS = limit uniform ragged recording shared_prefill beams pipeline growth flow replicas memory engine_memory report scale
 bench: $(VENV)/.ready  ## speed beside peers and the machine's limit, for hours; one piece e.g. BENCHMARKS=uniform
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -29,6 +30,7 @@ COMMANDS = (
     "growth",
     "flow",
     "memory",
+    "engine_memory",
 )
 
 
@@ -113,12 +115,22 @@ def test_the_order_of_timings_turns_round_from_round_to_round() -> None:
     assert ratio(rounds, "slow", "fast") == {"median": 1.5, "min": 1.5, "max": 1.5, "cpu": 1.5}
 
 
-def test_cpu_seconds_of_a_session_grow_with_its_work() -> None:
-    session, start = os.getsid(0), time.process_time()
-    before = session_cpu_s(session)
-    while time.process_time() - start < 0.05:
-        pass
-    assert session_cpu_s(session) > before
+WORKING = """
+import time
+while time.process_time() < 0.1: pass
+print("done", flush=True)
+input()
+"""
+
+
+def test_cpu_seconds_of_a_session_are_those_of_its_processes() -> None:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", WORKING]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "done\n"
+        assert session_cpu_s(process.pid) == pytest.approx(0.1, abs=0.05)
+        process.communicate("\n")
 
 
 def test_a_made_up_checkpoint_is_read_by_the_pipeline_and_its_tokenizer_is_whole(tmp_path: Path) -> None:

@@ -64,14 +64,19 @@ def processes_of_session(leader: int) -> dict[int, str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Bytes of the parts of a run that nothing happens to."""
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, bytes]]:
+    """What a run that nothing happens to prints, and the bytes of its parts."""
     folder = tmp_path_factory.mktemp("undisturbed")
     source = write_prompts(folder / "prompts.parquet", PROMPTS)
     (folder / "job.yaml").write_text(JOB % source)
     done = batchgen("run", folder / "job.yaml", "--output", folder / "out")
     assert done.returncode == 0, done.stderr
-    return part_bytes(folder / "out")
+    return done.stdout, part_bytes(folder / "out")
+
+
+@pytest.fixture
+def undisturbed(whole_run: tuple[str, dict[str, bytes]]) -> dict[str, bytes]:
+    return whole_run[1]
 
 
 def test_the_demo_job_runs_resumes_as_finished_and_shows_its_completions(tmp_path: Path) -> None:
@@ -97,12 +102,11 @@ def test_the_demo_job_runs_resumes_as_finished_and_shows_its_completions(tmp_pat
     assert len(lines) == 4
 
 
-def test_the_query_that_the_summary_prints_works(tmp_path: Path) -> None:
-    done = batchgen("run", "jobs/demo.yaml", "--output", tmp_path / "out", "--set", "strategies.beam5.max_new_tokens=3")
-    hint = done.stdout.splitlines()[-1].removeprefix("query it: ")
+def test_the_query_that_the_summary_prints_works(whole_run: tuple[str, dict[str, bytes]]) -> None:
+    hint = whole_run[0].splitlines()[-1].removeprefix("query it: ")
     shown = subprocess.run(hint, shell=True, capture_output=True, text=True, check=True).stdout
     assert "perplexity" in shown
-    assert "candidates" in shown
+    assert "beams" in shown
 
 
 def test_the_entry_point_for_clusters_is_the_same_command(job_file: Path, tmp_path: Path) -> None:
@@ -279,7 +283,7 @@ def test_the_notebook_job_shows_what_a_tutorial_does(tmp_path: Path, monkeypatch
 def test_generated_text_cannot_act_on_the_terminal(tmp_path: Path) -> None:
     source = write_prompts(tmp_path / "p.parquet", ["\x1b]52;c;aGk=\x07[bold]x[/bold]\n\u202egnp"])
     (tmp_path / "job.yaml").write_text(JOB % source)
-    assert batchgen("run", tmp_path / "job.yaml", "--output", tmp_path / "out").returncode == 0
+    job.run(load_job(tmp_path / "job.yaml", [f"output.path={tmp_path / 'out'}"]), job.here)
     shown = batchgen("head", tmp_path / "out", "-n", "1").stdout
     assert "\x1b" not in shown
     assert "␛]52;c;aGk=␇[bold]x[/bold]⏎⟨U+202E⟩gnp" in shown

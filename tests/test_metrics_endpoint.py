@@ -42,7 +42,7 @@ def endpoint() -> Iterator[str]:
 
 def scrape(endpoint: str) -> Samples:
     """Our metrics: name -> value of the label that is ours, "" without one -> sum over processes."""
-    with urllib.request.urlopen(endpoint, timeout=10) as response:
+    with urllib.request.urlopen(endpoint, timeout=PATIENCE_S) as response:
         families = text_string_to_metric_families(response.read().decode())
     found: Samples = {}
     for sample in (sample for family in families for sample in family.samples):

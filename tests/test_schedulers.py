@@ -6,10 +6,7 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -24,7 +21,7 @@ from pipeline.storage import open_folder
 from tests.commands import ROOT, last_words, started, wait_for_line
 from tests.fake_store import fake_store
 from tests.flows import part_bytes, write_prompts
-from tests.local_ray import free_port
+from tests.local_ray import ray_head
 
 NUM_SHARDS = 120  # two attempts do at most fifty each
 
@@ -55,39 +52,8 @@ def attempt(command: list[str], ended_by: signal.Signals | None, **environment: 
         os.killpg(process.pid, ended_by)
     said = last_words(process)
     assert process.returncode == 0 or ended_by, said
+    assert "Traceback" not in said
     return process.returncode
-
-
-@contextmanager
-def ray_head(environment: dict[str, str]) -> Iterator[str]:
-    """A new cluster of one node with a logical GPU; its address. It ends with `kill -9`."""
-    ports = {"port": free_port(), "dashboard-agent-listen-port": free_port(), "metrics-export-port": free_port()}
-    options = [f"--{name}={port}" for name, port in ports.items()]
-    command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=1",
-        "--num-gpus=1",
-    ]
-    process = subprocess.Popen(
-        [*command, "--include-dashboard=false", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | environment,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert any("Ray runtime started" in line for line in process.stdout)
-        yield f"127.0.0.1:{ports['port']}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def test_a_rayjob_whose_clusters_are_lost_is_done_within_its_retries(
@@ -103,9 +69,11 @@ def test_a_rayjob_whose_clusters_are_lost_is_done_within_its_retries(
             re.sub("|".join(places), lambda found: places[found[0]], word)
             for word in shlex.split(manifest["spec"]["entrypoint"])
         ]
+        options = ["--num-cpus=1", "--num-gpus=1", "--include-dashboard=false"]
         codes, kept = [], []
         for ended_by in (signal.SIGTERM, signal.SIGKILL, None):
-            with ray_head(server.environment) as address:
+            with ray_head(*options, **server.environment) as ports:
+                address = f"127.0.0.1:{ports['port']}"
                 codes.append(attempt(entrypoint, ended_by, RAY_ADDRESS=address, **server.environment))
             kept.append(sum(key.startswith("out/data/") for key in server.objects))
         assert codes == [4, -signal.SIGKILL, 0]
@@ -154,7 +122,10 @@ def documented_task(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_airflows_retries_of_the_documented_task_finish_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Airflow does: every exit code but 0 is tried again; a task that is stopped, or whose worker is lost, too."""
+    """As Airflow does: every exit code but 0 is tried again; a task that is stopped, or whose worker is lost, too.
+
+    The signal reaches the driver's Ray as well. Where that is gone first, it may end the driver, with its own code, 1.
+    """
     task = documented_task(monkeypatch)
     job_file, out = small_job(tmp_path), tmp_path / "out"
     command = task["bash_command"].replace("batchgen", f"{sys.executable} -m pipeline.cli")
@@ -165,6 +136,7 @@ def test_airflows_retries_of_the_documented_task_finish_the_job(
         kept.append(len(part_bytes(out)))
     assert len(codes) - 1 <= task["retries"]
     assert task["retry_delay"] >= timedelta(minutes=1)
-    assert codes == [4, -signal.SIGKILL, 0]
+    assert codes[0] in (4, 1)
+    assert codes[1:] == [-signal.SIGKILL, 0]
     assert 3 <= kept[0] < kept[1] < kept[2] == NUM_SHARDS
     assert part_bytes(out) == part_bytes(tmp_path / "undisturbed")

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from pipeline import job
 from pipeline.jobfile import load_job
 from tests.fake_store import FakeStore, fake_store
 from tests.flows import part_bytes, write_prompts
-from tests.local_ray import free_port
+from tests.local_ray import ray_head
 
 ROOT = Path(__file__).parent.parent
 JOB = """
@@ -41,40 +40,16 @@ SECRET = "a-key-of-the-store"
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[JobSubmissionClient]:
-    """A Ray head of its own, with ports and a folder that no other on this machine has: in the folder that all share by
-    default, jobs find the address of whichever head was started last."""
-    ports = {
-        name: free_port()
-        for name in (
-            "port",
-            "dashboard-port",
-            "dashboard-agent-listen-port",
-            "ray-client-server-port",
-            "metrics-export-port",
-        )
-    }
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a short path, for sockets lie in it
-    options = ["--block", "--num-cpus=2", f"--temp-dir={folder}", *(f"--{name}={port}" for name, port in ports.items())]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options]
-    process = subprocess.Popen(
-        command,
-        env=os.environ | {"AWS_SECRET_ACCESS_KEY": SECRET},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert any("Ray runtime started" in line for line in process.stdout)
-        with pytest.MonkeyPatch.context() as environ:
-            environ.setenv("RAY_ADDRESS", f"127.0.0.1:{ports['port']}")
-            environ.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{ports['dashboard-port']}")
-            yield JobSubmissionClient(os.environ["RAY_API_SERVER_ADDRESS"])
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        shutil.rmtree(folder, ignore_errors=True)
+    """A Ray head with a folder of its own: in the one that all share by default, jobs find the address of whichever
+    head was started last. Its path is short, for sockets lie in it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        ray_head("--num-cpus=2", f"--temp-dir={folder}", AWS_SECRET_ACCESS_KEY=SECRET) as ports,
+        pytest.MonkeyPatch.context() as environ,
+    ):
+        environ.setenv("RAY_ADDRESS", f"127.0.0.1:{ports['port']}")
+        environ.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{ports['dashboard-port']}")
+        yield JobSubmissionClient(os.environ["RAY_API_SERVER_ADDRESS"])
 
 
 async def follow(client: JobSubmissionClient, submitted: str) -> str:
