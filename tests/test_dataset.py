@@ -993,10 +993,11 @@ def test_a_hub_set_is_read_from_the_cached_arrow_files(tmp_path: Path, monkeypat
     (tmp_path / "set").mkdir()
     parquet(tmp_path / "set", "train.parquet", prompt=PROMPTS)
 
+    before = set(sys.modules)
     files = hub_dataset.fetch(HubDataset(str(tmp_path / "set")))
 
     assert read_all(files).prompts == PROMPTS
-    assert "datasets" not in sys.modules
+    assert "datasets" not in {*sys.modules} - before
     with pytest.raises(InputError, match=r"cannot be loaded: Unknown split \"test\""):
         hub_dataset.fetch(HubDataset(str(tmp_path / "set"), split="test"))
 
