@@ -21,19 +21,23 @@ Cells = Sequence[Sequence[object]]
 
 def as_rich(title: str, columns: Sequence[str], rows: Cells) -> Group:
     """A heading and a table that fits where it is printed; cells of text are folded."""
+    return Group(Text(visible(title), style="bold"), _table(columns, rows))
+
+
+def as_text(title: str, columns: Sequence[str], rows: Cells, width: int = WIDTH) -> str:
+    """The same as plain text; the heading is one line, whatever the folder it names."""
+    stream = io.StringIO()
+    Console(file=stream, width=width, color_system=None).print(_table(columns, rows))
+    return "\n".join([visible(title), *(line.rstrip() for line in stream.getvalue().splitlines())])
+
+
+def _table(columns: Sequence[str], rows: Cells) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
         table.add_column(Text(column), overflow="fold", no_wrap=column in ("row_id", "strategy", "#"))
     for row in rows:
         table.add_row(*(Text(_shown(value)) for value in row))
-    return Group(Text(visible(title), style="bold"), table)
-
-
-def as_text(title: str, columns: Sequence[str], rows: Cells, width: int = WIDTH) -> str:
-    """The same as plain text."""
-    stream = io.StringIO()
-    Console(file=stream, width=width, color_system=None).print(as_rich(title, columns, rows))
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+    return table
 
 
 def as_html(title: str, columns: Sequence[str], rows: Cells) -> str:

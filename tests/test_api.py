@@ -116,8 +116,9 @@ def test_run_does_a_job_and_opens_its_results(form: str, values: dict[str, Any],
 
 
 def test_results_show_themselves(values: dict[str, Any], tmp_path: Path) -> None:
+    values["output"] = {"path": str(tmp_path / ("long" * 20) / "out")}  # a heading is not broken, however long
     results = run(values, has_ray=False, engine_maker=echo)
-    title = f"{tmp_path}/out · finished · 12 rows: 9 ok, 3 errors · 18 tokens"
+    title = f"{values['output']['path']} · finished · 12 rows: 9 ok, 3 errors · 18 tokens"
     lines = repr(results).splitlines()
     assert lines[0] == title
     assert lines[1].split() == ["row_id", "strategy", "#", "prompt", "text", "ended", "by"]
