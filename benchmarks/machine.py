@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from benchmarks.models import FOLDER
 from pipeline.plan import LIBRARIES
 
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SIMD = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,6 +42,14 @@ def peak_bytes(pid: int) -> int:
         return int(_proc_field(Path(f"/proc/{pid}/status"), "VmHWM").removesuffix("kB")) * 1024
     except (FileNotFoundError, ProcessLookupError, ValueError):
         return 0
+
+
+def process_stats() -> Iterator[list[str]]:
+    """Fields of `/proc/PID/stat` of all processes, from the state on: 1 is the parent, 3 the session, 11 and 12 the CPU
+    ticks of its own, 13 and 14 those of its ended children."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield stat.read_text().rpartition(")")[2].split()
 
 
 def result_path(name: str, quick: bool = False) -> Path:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.machine import machine, write_result
+from benchmarks.machine import TICKS_PER_S, machine, process_stats, write_result
 from benchmarks.noop import make_noop_engine, noop_job, write_input
 from pipeline import access
 from pipeline.cluster import RayExecutor
@@ -32,7 +32,6 @@ import ray  # isort: skip, for `pipeline.cluster` prepares what Ray reads when i
 
 ROW_GROUP_ROWS = 10_000
 PACED_ROWS, EAGER_ROWS = 1000, 20  # per shard
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Moment(NamedTuple):
@@ -95,15 +94,7 @@ def drive(replicas: int, shards: int, shard_rows: int, wait_s: int) -> dict[str,
 
 def _ray_cpu_s() -> float:
     """CPU seconds so far of the processes that this one started, workers not among them: raylet and GCS."""
-    total = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[1]) == os.getpid():
-            total += int(fields[11]) + int(fields[12])
-    return total / TICKS_PER_S
+    return sum(sum(map(int, stat[11:13])) for stat in process_stats() if int(stat[1]) == os.getpid()) / TICKS_PER_S
 
 
 def main() -> None:

@@ -18,13 +18,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from benchmarks.machine import TICKS_PER_S, process_stats
 from benchmarks.models import FOLDER
 from benchmarks.pairs import Run, Timing, timed
 from benchmarks.peers.serving import Once, Work
 from benchmarks.workloads import Workload
 
 ROOT = Path(__file__).parent.parent
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +141,7 @@ def here(peer: Peer, workload: Workload, checkpoint: Path, dtype: str, batch: in
 
 def session_cpu_s(session: int) -> float:
     """CPU seconds so far of all living processes of a session, their ended children included."""
-    total = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[3]) == session:
-            total += sum(map(int, fields[11:15]))
-    return total / TICKS_PER_S
+    return sum(sum(map(int, stat[11:15])) for stat in process_stats() if int(stat[3]) == session) / TICKS_PER_S
 
 
 def _check(counted: int, expected: int) -> None:

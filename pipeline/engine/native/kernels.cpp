@@ -446,17 +446,17 @@ void draw(const Element* logits, const int64_t* token_ids, int64_t rows, int64_t
     for (int64_t row = 0; row < rows; ++row) {
         const float* unscaled = widened(logits + row * vocab, vocab, scratch);
         const float top = std::max(best_of(unscaled, vocab), std::numeric_limits<float>::lowest());
+        if (top == std::numeric_limits<float>::lowest()) {
+            tokens[row] = 0, logprobs[row] = -INF;
+            continue;
+        }
         float* scores = scratch.data();  // at most 0: no temperature makes them overflow
         for (int64_t token = 0; token < vocab; ++token) scores[token] = unscaled[token] - top;
         if (temperature != 1) {
             for (int64_t token = 0; token < vocab; ++token) scores[token] /= temperature;
         }
         const uint64_t key = mix(mix(static_cast<uint64_t>(seeds[row]) + GOLDEN) ^ static_cast<uint64_t>(steps[row]));
-        // The most probable token first: what beats it is rarely looked at.
-        if (top == std::numeric_limits<float>::lowest()) {
-            tokens[row] = 0, logprobs[row] = -INF;
-            continue;
-        }
+        // The most probable token first: of the others few can beat it.
         int64_t chosen = 0;
         while (chosen + BLOCK < vocab && best_of(scores + chosen, BLOCK) < 0) chosen += BLOCK;
         while (scores[chosen] < 0) ++chosen;
