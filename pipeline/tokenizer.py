@@ -16,6 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from pipeline.errors import ModelError
 from pipeline.stops import find_stop
+from pipeline.words import WordIds
 
 USE_ITS_OWN = "Put the files of the checkpoint's own tokenizer there."
 _BATCH = 32  # texts whose encodings stay in the processor's cache until their ids are taken
@@ -55,6 +56,8 @@ class Tokenizer:
                 USE_ITS_OWN,
             )
         added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
+        is_special = all(token.special for token in added.values())  # another one stands before words
+        self._word_ids = WordIds(self._encode) if is_special and _cuts_as_gpt2(self._tokenizer) else None
         self.tokens: list[str | None] = [None] * vocab_size
         self.token_bytes = [b""] * vocab_size
         for token, token_id in vocabulary.items():
@@ -66,6 +69,13 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; texts must be valid Unicode."""
+        if self._word_ids is None:
+            return self._encode(texts)
+        by_word = self._word_ids([text for text in texts if text.isascii()])
+        others = iter(self._encode([text for text in texts if not text.isascii()]))
+        return [next(by_word if text.isascii() else others) for text in texts]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [
             encoding.ids
             for start in range(0, len(texts), _BATCH)
@@ -131,6 +141,19 @@ def _read(folder: Path) -> Any:
     except Exception as error:  # the library raises plain Exception
         raise ModelError(f"the tokenizer in {folder} cannot be read: {error}.", "Get its files again.") from error
     raise ModelError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt.", USE_ITS_OWN)
+
+
+def _cuts_as_gpt2(tokenizer: Any) -> bool:
+    """Whether a text is cut by GPT-2's pattern, and by nothing else, into words that always get the same ids."""
+    cutter = tokenizer.pre_tokenizer
+    return (
+        isinstance(cutter, pre_tokenizers.ByteLevel)
+        and cutter.use_regex
+        and not cutter.add_prefix_space
+        and tokenizer.normalizer is None
+        and isinstance(tokenizer.model, models.BPE)
+        and not tokenizer.model.dropout
+    )
 
 
 def _to_bytes(token: str, folder: Path) -> bytes:

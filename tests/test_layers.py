@@ -44,7 +44,7 @@ LAYERS = [
     {"prompts", "overrides", "next_tokens"},
     {"resolve"},
     {"dataset", "tokenizer", "checkpoint", "engine", "writer", "metrics", "storage", "jobfile"},
-    {"config", "stops"},
+    {"config", "stops", "words"},
     {"records", "schema", "grid", "reasons", "submitted", "new_file", "text_templates"},
     {"strategies", "object_store"},
     {"errors", "faults", "pace", "json_logs"},

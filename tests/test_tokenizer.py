@@ -13,12 +13,14 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
+from pipeline import words
 from pipeline.checkpoint import DEMO
 from pipeline.errors import ModelError
 from pipeline.tokenizer import Tokenizer
+from pipeline.words import WordIds
 
 GPT2 = Path(os.environ.get("BATCHGEN_GPT2") or Path(__file__).parents[2] / "shared" / "gpt2-tokenizer")
 VOCAB_SIZE = {"demo": 768, "gpt2": 50257}
@@ -122,6 +124,61 @@ def test_any_text_has_the_ids_of_transformers_and_comes_back(pair: Pair, text: s
     (ids,) = pair.ours.encode([text])
     assert ids == pair.theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
     assert pair.ours.decode(ids) == text
+
+
+# By words
+
+
+def library_ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Ids of whole texts from the library."""
+    return [encoding.ids for encoding in tokenizer._tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def test_every_two_ascii_characters_have_the_ids_of_the_library(pair: Pair) -> None:
+    texts = [chr(first) + chr(second) for first in range(128) for second in range(128)]
+    assert pair.ours.encode(texts) == library_ids(pair.ours, texts)
+
+
+@given(text=st.text(st.sampled_from("  \t\r\n\x1c'sdelv1.aZ") | st.characters(max_codepoint=127), max_size=40))
+def test_any_ascii_text_has_the_ids_of_the_library(pair: Pair, text: str) -> None:
+    assert pair.ours.encode([text]) == library_ids(pair.ours, [text])
+
+
+def test_more_words_than_are_remembered_have_the_ids_of_the_library(
+    demo: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "_MAX_CHARACTERS", 0)
+    word_ids = WordIds(demo._encode)
+    for text in ("a new word here", "a word", "and another new word"):
+        assert list(word_ids([text])) == library_ids(demo, [text])
+        assert sorted(word_ids._ids) == sorted(pieces(text))
+
+
+def pieces(text: str) -> list[str]:
+    return [f" {piece}" if place else piece for place, piece in enumerate(text.split(" "))]
+
+
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "normalizer"),
+    [
+        (pre_tokenizers.ByteLevel(add_prefix_space=True), None),
+        (pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), None),
+        (pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)]), None),
+        (pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.Lowercase()),
+    ],
+)
+def test_a_tokenizer_that_cuts_otherwise_cuts_as_it_does(tmp_path: Path, pre_tokenizer: Any, normalizer: Any) -> None:
+    values = json.loads((DEMO / "tokenizer.json").read_text(encoding="utf-8"))
+    values["model"]["vocab"]["tĠ"] = 768  # which no word has
+    values["model"]["merges"].insert(0, ["t", "Ġ"])
+    library = tokenizers.Tokenizer.from_str(json.dumps(values))
+    by_words = Tokenizer(save(library, tmp_path), 769)
+    library.pre_tokenizer = pre_tokenizer
+    if normalizer:
+        library.normalizer = normalizer
+    text = "Quiet foxes walk 1234 lines"
+    assert Tokenizer(save(library, tmp_path), 769).encode([text]) == [library.encode(text).ids]
+    assert library.encode(text).ids != by_words.encode([text])[0]
 
 
 # Decoding
