@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline import __version__, checkpoint
 from pipeline.checkpoint import Checkpoint
@@ -199,6 +200,7 @@ def open_worker(setup: Setup, engine_maker: EngineMaker = make_engine) -> Worker
     model = checkpoint.locate(*setup.model)
     checkpoint.check_unchanged(model, setup.checkpoint.digests)
     tokenizer = Tokenizer(model, setup.rules.vocab_size)
+    pa.array([])  # imports pandas, where it is installed, which the first shard would wait for
     return Worker(setup, tokenizer, engine_maker(setup, tokenizer))
 
 
