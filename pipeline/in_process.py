@@ -15,7 +15,4 @@ def generated(rows: Slice, setup: Setup, tokenizer: Tokenizer, engine: Generates
     pairs = make_pairs(rows, tokenizer, setup)
     prompts = make_prompts(rows, pairs, tokenizer, setup, NO_ROWS)
     responses = answer(pairs, prompts, engine)
-    output = [
-        row for each in zip(pairs, prompts, responses, strict=True) for row in output_rows(*each, rows, tokenizer)
-    ]
-    return build_table(output, rows.kept)
+    return build_table(output_rows(pairs, prompts, responses, rows, tokenizer), rows.kept)

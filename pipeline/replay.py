@@ -144,9 +144,7 @@ def _generate(
     pairs = [pair for pair in make_pairs(place, tokenizer, setup) if pair.strategy.name in stored]
     prompts = [_prompt(stored[pair.strategy.name], pair.strategy) for pair in pairs]
     responses = answer(pairs, prompts, engine_maker(setup, tokenizer))
-    output = [
-        row for pair in zip(pairs, prompts, responses, strict=True) for row in output_rows(*pair, place, tokenizer)
-    ]
+    output = output_rows(pairs, prompts, responses, place, tokenizer)
     return {_key(row): row for row in build_table(output, place.kept).to_pylist()}
 
 

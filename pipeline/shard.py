@@ -236,10 +236,7 @@ def make_part(shard: Shard, setup: Setup, tokenizer: Tokenizer, engine: Generate
     start, before = time.perf_counter(), usage_of(engine)
     responses = answer(pairs, prompts, engine)
     engine_s, usage = time.perf_counter() - start, usage_of(engine) - before
-    output = [
-        row for pair in zip(pairs, prompts, responses, strict=True) for row in output_rows(*pair, rows, tokenizer)
-    ]
-    table = build_table(output, rows.kept)
+    table = build_table(output_rows(pairs, prompts, responses, rows, tokenizer), rows.kept)
     sums = part_sums(table)
     truncated = len({pair.position for pair, prompt in zip(pairs, prompts, strict=True) if prompt.is_truncated})
     facts = {"batchgen.sums": json.dumps(sums), "batchgen.truncated_prompts": str(truncated)}
@@ -256,18 +253,29 @@ def published(part: Part, folder: Folder) -> Part:
 
 def make_pairs(rows: Slice, tokenizer: Tokenizer, setup: Setup) -> list[Pair]:
     """Every input row of the shard under every strategy, in the order of the output."""
+    if setup.job.strategy_columns:
+        return [pair for position in range(len(rows.row_ids)) for pair in _own_pairs(position, rows, tokenizer, setup)]
+    job_seed = setup.job.seed
+    drawn = [(strategy, strategy.name, range(num_rows(strategy))) for strategy in setup.strategies]
+    return [
+        Pair(position, strategy, tuple([row_seed(job_seed, row_id, name, sample) for sample in samples]))
+        for position, row_id in enumerate(rows.row_ids)
+        for strategy, name, samples in drawn
+    ]
+
+
+def _own_pairs(position: int, rows: Slice, tokenizer: Tokenizer, setup: Setup) -> Iterator[Pair]:
+    """An input row under every strategy, each with what the columns change of it for the row."""
     columns = setup.job.strategy_columns
-    pairs = []
-    for position, row_id in enumerate(rows.row_ids):
-        row = {column: rows.others[column][position] for column in columns.values()}
-        seed = seed_of(row, columns)
-        seeded = (seed, "") if isinstance(seed, int) else (setup.job.seed, row_id)  # a seed of its own needs no id
-        for written, resolved in zip(setup.job.strategies, setup.strategies, strict=True):
-            changed = overridden(written, row, columns, tokenizer, setup.checkpoint) or resolved
-            strategy, error = (resolved, changed) if isinstance(changed, RowError) else (changed, None)
-            seeds = tuple([row_seed(*seeded, strategy.name, sample) for sample in range(num_rows(strategy))])
-            pairs.append(Pair(position, strategy, seeds, seed if isinstance(seed, RowError) else error))
-    return pairs
+    row = {column: rows.others[column][position] for column in columns.values()}
+    seed = seed_of(row, columns)
+    # A seed of its own needs no id.
+    seeded = (seed, "") if isinstance(seed, int) else (setup.job.seed, rows.row_ids[position])
+    for written, resolved in zip(setup.job.strategies, setup.strategies, strict=True):
+        changed = overridden(written, row, columns, tokenizer, setup.checkpoint) or resolved
+        strategy, error = (resolved, changed) if isinstance(changed, RowError) else (changed, None)
+        seeds = tuple([row_seed(*seeded, strategy.name, sample) for sample in range(num_rows(strategy))])
+        yield Pair(position, strategy, seeds, seed if isinstance(seed, RowError) else error)
 
 
 def make_prompts(
@@ -275,22 +283,26 @@ def make_prompts(
 ) -> list[Prompt]:
     """What each pair gives the model, or why it cannot. A poisoned row shows its text, but not even the tokenizer is
     given any of it."""
-    whole = [
-        prompt._replace(text=value) if prompt.text is None and isinstance(value, str) else prompt
-        for value, prompt in zip(
-            rows.prompts, tokenised(_spared(rows.prompts, rows, poisoned), tokenizer, setup.rules), strict=True
-        )
-    ]
+    whole = tokenised(_spared(rows.prompts, rows, poisoned), tokenizer, setup.rules)
+    if poisoned:
+        whole = [
+            prompt._replace(text=value) if prompt.text is None and isinstance(value, str) else prompt
+            for value, prompt in zip(rows.prompts, whole, strict=True)
+        ]
     targets = _targets(rows, tokenizer, setup, poisoned)
-    kept = num_kept(setup.strategies, setup.rules.num_positions)
-    prompts = []
-    for position, of_row in groupby(pairs, key=attrgetter("position")):
-        row = list(of_row)
-        if setup.job.strategy_columns:
-            kept = num_kept((pair.strategy for pair in row), setup.rules.num_positions)
-        shared = fitted(whole[position], setup.rules, kept)
-        prompts += [_prompt(pair, whole[position], shared, targets, setup) for pair in row]
-    return prompts
+    kept = _kept_tokens(pairs, setup, len(whole))
+    shared = [fitted(prompt, setup.rules, tokens) for prompt, tokens in zip(whole, kept, strict=True)]
+    return [_prompt(pair, whole[pair.position], shared[pair.position], targets, setup) for pair in pairs]
+
+
+def _kept_tokens(pairs: Sequence[Pair], setup: Setup, num_input_rows: int) -> list[int]:
+    """Tokens that stay of the prompt of each input row if it is too long."""
+    if not setup.job.strategy_columns:
+        return [num_kept(setup.strategies, setup.rules.num_positions)] * num_input_rows
+    return [
+        num_kept((pair.strategy for pair in of_row), setup.rules.num_positions)
+        for _, of_row in groupby(pairs, key=attrgetter("position"))
+    ]
 
 
 def _spared(values: Sequence[Value], rows: Slice, poisoned: Poisoned) -> list[Value]:
@@ -357,27 +369,35 @@ def usage_of(engine: Generates) -> Usage:
 
 
 def output_rows(
-    pair: Pair, prompt: Prompt, response: Response, rows: Slice, tokenizer: Tokenizer
-) -> Iterator[OutputRow]:
-    """The rows of a pair, one per sample, errors included."""
-    for sample, seed in enumerate(pair.seeds):
-        done = response.completions
-        result = done if isinstance(done, RowError) else done[sample]
-        text, stop_match = _texts(result, pair.strategy, tokenizer)
-        yield OutputRow(
-            position=pair.position,
-            row_id=rows.row_ids[pair.position],
-            row_index=rows.first_row + pair.position,
-            strategy=pair.strategy.name,
-            sample_index=sample,
-            seed=seed,
-            prompt=prompt.text,
-            prompt_token_ids=() if isinstance(prompt.token_ids, RowError) else prompt.token_ids,
-            result=result,
-            text=text,
-            stop_match=stop_match,
-            prompt_logprobs=response.prompt_logprobs,
-        )
+    pairs: Sequence[Pair], prompts: Sequence[Prompt], responses: Sequence[Response], rows: Slice, tokenizer: Tokenizer
+) -> list[OutputRow]:
+    """The rows of all pairs, one per sample, errors included."""
+    return [
+        _output_row(pair, sample, prompt, response, rows, tokenizer)
+        for pair, prompt, response in zip(pairs, prompts, responses, strict=True)
+        for sample in range(len(pair.seeds))
+    ]
+
+
+def _output_row(
+    pair: Pair, sample: int, prompt: Prompt, response: Response, rows: Slice, tokenizer: Tokenizer
+) -> OutputRow:
+    position, strategy, seeds, _ = pair
+    done = response.completions
+    result = done if isinstance(done, RowError) else done[sample]
+    return OutputRow(
+        position,
+        rows.row_ids[position],
+        rows.first_row + position,
+        strategy.name,
+        sample,
+        seeds[sample],
+        prompt.text,
+        () if isinstance(prompt.token_ids, RowError) else prompt.token_ids,
+        result,
+        *_texts(result, strategy, tokenizer),
+        response.prompt_logprobs,
+    )
 
 
 def _texts(result: Completion | RowError, strategy: Strategy, tokenizer: Tokenizer) -> tuple[str | None, str | None]:
