@@ -71,6 +71,8 @@ def prompt_values(config: InputConfig, values: Mapping[str, Sequence[Any]], plac
         return [_rendered(template, row, i, place) for i, row in enumerate(rows)]
     if config.token_ids_column is not None:
         return [_token_ids(value, column, i, place) for i, value in enumerate(values[column])]
+    if _are_ascii(values[column]):
+        return list(values[column])
     return [_text(value, column, i, place) for i, value in enumerate(values[column])]
 
 
@@ -90,6 +92,8 @@ def row_ids(
     """The id of each row, its key as text, or the derived id where it has none; and what is wrong with bad keys."""
     if column is None:
         return list(derived), {}
+    if _are_ascii(values):
+        return list(values), {}
     ids, errors = [], {}
     for i, value in enumerate(values):
         error = _key_error(value, column, i, place)
@@ -139,6 +143,14 @@ def _key_error(value: Any, column: str, i: int, place: Place) -> RowError | None
     if isinstance(value, str) and not is_unicode(value):
         return RowError("id_not_unicode", f"column `{column}` is not valid Unicode ({place(i)})")
     return None
+
+
+def _are_ascii(values: Sequence[Any]) -> bool:
+    """Whether all are text, and so plain that nothing can be wrong with any."""
+    try:
+        return all(map(str.isascii, values))
+    except TypeError:  # something else is among them
+        return False
 
 
 def is_unicode(text: str) -> bool:
