@@ -274,11 +274,13 @@ def _read_file(dataset: Dataset, file: InputFile, lo: int, hi: int) -> Slice:
     derived = [f"{file.name}:{row}" for row in range(lo, hi)]
     ids, bad_ids = row_ids(config.id_column, rows.values.get(config.id_column or "", []), derived, place)
     prompts = prompt_values(config, rows.values, place)
-    bad_prompts = {i: prompt for i, prompt in enumerate(prompts) if isinstance(prompt, RowError)}
-    errors = {**_kept_errors(rows, place), **bad_prompts, **bad_ids, **rows.unreadable}  # the last one stands
+    for i, error in _kept_errors(rows, place).items():
+        prompts[i] = prompts[i] if isinstance(prompts[i], RowError) else error
+    for i, error in {**bad_ids, **rows.unreadable}.items():
+        prompts[i] = error
     kept = pa.table({column: array for column, (array, _) in rows.kept.items()}, schema=dataset.kept_schema)
     others = {column: rows.values[column] for column in dataset.others}
-    return Slice(lo, ids, [errors.get(i, prompt) for i, prompt in enumerate(prompts)], kept, others)
+    return Slice(lo, ids, prompts, kept, others)
 
 
 def _place(name: str, first_row: int, i: int) -> str:
