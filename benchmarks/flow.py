@@ -1,6 +1,6 @@
 """What the pipeline costs per row: a job with an engine that answers at once, through Ray and in one process.
 
-    python -m benchmarks.flow [--rows 100000] [--replicas 2] [--pairs 5] [--quick]
+    python -m benchmarks.flow [--rows 400000] [--replicas 2] [--pairs 5] [--quick]
     python -m benchmarks.flow --profile        where the time goes, in one process
 
 Every run is a whole one: plan, Ray started and stopped, input read, prompts tokenised, parts encoded, flushed to disk
@@ -142,7 +142,7 @@ def _rate(rows: int, runs: Sequence[dict[str, float]], stage: str) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse arguments, measure, print."""
-    chosen = options(__doc__ or "", arguments, numbers={"rows": 100_000, "replicas": 2}, flags=["profile"])
+    chosen = options(__doc__ or "", arguments, numbers={"rows": 400_000, "replicas": 2}, flags=["profile"])
     rows = QUICK_ROWS if chosen.quick else chosen.rows
     if chosen.profile:
         profile(rows)

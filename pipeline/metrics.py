@@ -35,8 +35,7 @@ def part_sums(table: pa.Table) -> dict[str, Sums]:
     """Sums per strategy of a part, in the order in which strategies first occur."""
     summed = table.select(SUMMED)  # the others need not be copied
     return {
-        name: _strategy_sums(summed.filter(pc.equal(summed["strategy"], name)))
-        for name in pc.unique(summed["strategy"]).to_pylist()
+        name: _strategy_sums(_having(summed, "strategy", name)) for name in pc.unique(summed["strategy"]).to_pylist()
     }
 
 
@@ -52,7 +51,7 @@ def add(left: Sums, right: Sums) -> Sums:
 
 
 def _strategy_sums(rows: pa.Table) -> Sums:
-    ok = rows.filter(pc.equal(rows["status"], "ok"))
+    ok = _having(rows, "status", "ok")
     logprobs, entropies, ranks = (_flat(ok[name]) for name in ("token_logprobs", "entropies", "token_ranks"))
     drawn = ok.filter(pc.is_valid(ok["sampling_logprobs"]))
     sharpening = _flat(drawn["sampling_logprobs"]) - _flat(drawn["token_logprobs"])
@@ -70,6 +69,12 @@ def _strategy_sums(rows: pa.Table) -> Sums:
         "drawn_tokens": len(sharpening),
         "ranks": _rank_histogram(ranks),
     }
+
+
+def _having(rows: pa.Table, column: str, value: str) -> pa.Table:
+    """The rows with the value, which need not be copied if all have it."""
+    is_wanted = pc.equal(rows[column], value)
+    return rows if pc.all(is_wanted).as_py() else rows.filter(is_wanted)
 
 
 def _flat(column: pa.ChunkedArray) -> Any:

@@ -292,6 +292,8 @@ def make_prompts(
     targets = _targets(rows, tokenizer, setup, poisoned)
     kept = _kept_tokens(pairs, setup, len(whole))
     shared = [fitted(prompt, setup.rules, tokens) for prompt, tokens in zip(whole, kept, strict=True)]
+    if not setup.job.strategy_columns and not any(isinstance(strategy, Score) for strategy in setup.strategies):
+        return [shared[pair.position] for pair in pairs]
     return [_prompt(pair, whole[pair.position], shared[pair.position], targets, setup) for pair in pairs]
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from pipeline.metrics import Sums
@@ -21,6 +21,9 @@ log = logging.getLogger("batchgen")
 
 FOLDER = "_parts"
 PARTS_PER_FILE = 64
+WRITTEN = [
+    each.name for each in fields(Part) if each.name not in ("usage", "unpublished")
+]  # these die with the attempt
 
 
 class Listed(NamedTuple):
@@ -95,9 +98,7 @@ class Tally:
         _add_exactly(self._sums, part.sums)
 
     def _write(self) -> None:
-        parts = [asdict(replace(part, unpublished=None)) for part in self._unwritten]
-        for values in parts:
-            del values["usage"]  # of the run that is under way
+        parts = [{name: getattr(part, name) for name in WRITTEN} for part in self._unwritten]
         lines = [json.dumps(values) for values in ({"fingerprint": self.fingerprint}, *parts)]
         data = "".join(f"{line}\n" for line in lines).encode()
         self.folder.publish(f"{FOLDER}/{hashlib.sha256(data).hexdigest()[:16]}.jsonl", data)
