@@ -29,13 +29,14 @@ def sample(strategy: Drawing, scores: Tensor, seeds: Tensor, steps: Tensor) -> t
     Returns:
         Token ids (B,), and their log-probabilities (B,) under the distribution they were drawn from.
     """
-    columns = (torch.split(column, _ROWS_AT_ONCE[scores.device.type]) for column in (scores, seeds, steps))
+    num_rows = _ROWS_AT_ONCE.get(scores.device.type, 1024)
+    columns = (torch.split(column, num_rows) for column in (scores, seeds, steps))
     parts = [_sample(strategy, *part) for part in zip(*columns, strict=True)]
     tokens, logprobs = zip(*parts, strict=True)
     return torch.cat(tokens), torch.cat(logprobs)
 
 
-_ROWS_AT_ONCE = {"cpu": 8, "cuda": 1024}  # on a CPU as many as its caches hold
+_ROWS_AT_ONCE = {"cpu": 8}  # as many as its caches hold
 
 
 def _sample(strategy: Drawing, scores: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,14 +61,22 @@ def _choose(
     if changes_scores(strategy):
         scores, can_ban = turn.processed(scores, parents, [state.ending for state in states]), True
     is_possible = (scores.amax(-1) > BANNED).tolist() if can_ban else [True] * len(parents)
-    if isinstance(strategy, Sampling):
-        seeds = torch.tensor([state.seed for state in states], device=scores.device)
-        num_generated = torch.tensor([parent.num_generated for parent in parents], device=scores.device)
-        tokens, logprobs = sample(strategy, scores, seeds, num_generated)
-    else:
-        tokens = scores.argmax(-1)
-        logprobs = scores.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(scores, dim=-1)
+    seeds = torch.tensor([state.seed for state in states], device=scores.device)
+    num_generated = torch.tensor([parent.num_generated for parent in parents], device=scores.device)
+    tokens, logprobs = pick(strategy, scores, seeds, num_generated)
     return turn.steps(parents, rows, tokens, logprobs.tolist()), is_possible
+
+
+def pick(strategy: Decoding, scores: Tensor, seeds: Tensor, num_generated: Tensor) -> tuple[Tensor, Tensor]:
+    """The next token of each row, and its log-probability among those it was chosen from: (N, V) -> (N,) twice.
+
+    Args:
+        seeds, num_generated: (N,) int64.
+    """
+    if isinstance(strategy, Sampling):
+        return sample(strategy, scores, seeds, num_generated)
+    tokens = scores.argmax(-1)
+    return tokens, scores.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(scores, dim=-1)
 
 
 def _scores(turn: Turn, strategy: Decoding, rows: Tensor) -> Tensor:
