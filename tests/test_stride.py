@@ -195,3 +195,13 @@ def test_keys_are_those_that_the_device_can_follow() -> None:
     assert {*ON_DEVICE, *ON_HOST, "diversity_penalty"} == {*APPLY, *FILTERS}  # that one is for beams alone
     assert can_stride([unit(**{key: value}) for key, value in ON_DEVICE.items()])
     assert not any(can_stride([unit(**{key: value}), unit()]) for key, value in ON_HOST.items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+@pytest.mark.parametrize("names", [[name] for name in STRATEGIES] + [list(STRATEGIES)], ids=" ".join)
+def test_a_gpu_gives_the_tokens_of_a_cpu(names: list[str]) -> None:
+    work = requests(*(STRATEGIES[name] for name in names))
+    expected = engine_for(random_model(vocab_size=90), max_slots=5).generate(work)
+    on_gpu = engine_for(random_model(vocab_size=90).to("cuda"), max_slots=5)
+    assert_same(on_gpu.generate(work), expected)
+    assert_same(on_gpu.generate(work), expected)
