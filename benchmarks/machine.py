@@ -7,14 +7,14 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.models import FOLDER
-from pipeline.plan import LIBRARIES
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+LIBRARIES = ("torch", "transformers", "tokenizers", "pyarrow", "ray", "numpy")
 SIMD = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,8 +32,17 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "load_1min": round(os.getloadavg()[0], 2),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "versions": {"python": platform.python_version()} | _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries that are there: a GPU's machine may have torch and transformers alone."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def peak_bytes(pid: int) -> int:

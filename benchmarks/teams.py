@@ -128,10 +128,13 @@ def team(peer: Peer, workload: Workload, checkpoint: Path, dtype: str, layout: L
         started.close()
 
 
-def here(peer: Peer, workload: Workload, checkpoint: Path, dtype: str, batch: int) -> Run:
-    """The same in this process, on one thread; for a quick look, and for what needs no peer of another environment."""
+def here(peer: Peer, workload: Workload, checkpoint: Path, dtype: str, batch: int, *, device: str = "cpu") -> Run:
+    """The same in this process, on one thread or a GPU; for a quick look, and for what needs no peer of another
+    environment."""
     module = import_module(peer.module)
-    once: Once = module.prepare(_work(peer, workload, checkpoint, dtype, Layout(1, 1, batch), 0))
+    work = _work(peer, workload, checkpoint, dtype, Layout(1, 1, batch), 0)
+    work["device"] = device
+    once: Once = module.prepare(work)
 
     def checked() -> None:
         _check(once(), workload.num_tokens * peer.completions)
@@ -172,6 +175,7 @@ def _work(peer: Peer, workload: Workload, checkpoint: Path, dtype: str, layout: 
         dtype=dtype,
         cores=cores[index * layout.cores : (index + 1) * layout.cores],
         batch=layout.batch,
+        device="cpu",
         prompts=[list(prompt) for prompt in share.prompts],
         limits=list(share.limits),
         options=dict(peer.options),

@@ -36,7 +36,7 @@ PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-se
 @contextmanager
 def ray_head(*options: str, **environment: str) -> Iterator[dict[str, int]]:
     """A new cluster of one node, which ends with `kill -9`. Gives its ports, which no other on this machine has."""
-    ports = {name: _free_port() for name in PORTS}
+    ports = {name: free_port() for name in PORTS}
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *options]
     command += [f"--{name}={port}" for name, port in ports.items()]
     process = subprocess.Popen(
@@ -56,7 +56,7 @@ def ray_head(*options: str, **environment: str) -> Iterator[dict[str, int]]:
         process.communicate()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """One that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

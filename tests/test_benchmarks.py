@@ -31,6 +31,7 @@ COMMANDS = (
     "flow",
     "memory",
     "engine_memory",
+    "gpu",
 )
 
 
@@ -147,6 +148,7 @@ def _work(workload: Workload, batch: int) -> Work:
         dtype="float32",
         cores=[0],
         batch=batch,
+        device="cpu",
         prompts=[list(prompt) for prompt in workload.prompts],
         limits=list(workload.limits),
         options={},

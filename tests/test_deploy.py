@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -17,6 +18,7 @@ from pipeline.jobfile import load_job
 ROOT = Path(__file__).parent.parent
 LAUNCHER = ["cluster.yaml", "deploy/gcp.yaml", "deploy/on-premise.yaml"]
 SCHEMA = yaml.safe_load((ROOT / "tests/rayjob_schema.yaml").read_text())
+KUBERNETES = "1.37"
 PINS = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
 
 
@@ -109,7 +111,6 @@ def test_kuberay_takes_the_job(ray_job: dict[str, Any]) -> None:
         (("rayClusterSpec", "authOptions"), "mode", "tokens"),
         (("rayClusterSpec", "headGroupSpec", "rayStartParams"), "num-cpus", 0),
         (("rayClusterSpec", "workerGroupSpecs", 0), "maxReplicas", "16"),
-        (("rayClusterSpec", "workerGroupSpecs", 0, "template", "spec"), "tolerations", [{"effect": "NoEntry"}]),
     ],
 )
 def test_the_schema_refuses_what_kuberay_would(
@@ -121,6 +122,53 @@ def test_the_schema_refuses_what_kuberay_would(
     inner[key] = value
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.Draft202012Validator(SCHEMA).validate(ray_job)
+
+
+def groups(ray_job: dict[str, Any]) -> list[dict[str, Any]]:
+    """The head and the workers, each of one kind of pod."""
+    cluster = ray_job["spec"]["rayClusterSpec"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def pod(group: dict[str, Any]) -> dict[str, Any]:
+    """What KubeRay makes of a group, as Kubernetes sees it."""
+    return {"apiVersion": "v1", "kind": "Pod", **group["template"]}
+
+
+def test_kubernetes_takes_the_other_documents_and_every_pod(ray_job: dict[str, Any]) -> None:
+    documents = [document for kind, document in kubernetes().items() if kind != "RayJob"]
+    assert [document["kind"] for document in documents] == ["ConfigMap", "NetworkPolicy"]
+    for document in documents + [pod(group) for group in groups(ray_job)]:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("nodeSelectors", {}),
+        ("terminationGracePeriodSeconds", "60"),
+        ("tolerations", [{"efect": "NoSchedule"}]),
+        ("containers", [{"image": "batchgen"}]),
+    ],
+)
+def test_kubernetes_refuses_a_misspelt_key_a_wrong_type_and_a_missing_name(
+    ray_job: dict[str, Any], key: str, value: object
+) -> None:
+    wrong = pod(groups(ray_job)[1])
+    wrong["spec"][key] = value
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, KUBERNETES, strict=True)
+
+
+def test_gpu_pods_tolerate_what_keeps_others_off_their_nodes_in_words_that_kubernetes_knows(
+    ray_job: dict[str, Any],
+) -> None:
+    found = [
+        {(each["key"], each["operator"], each["effect"]) for each in pod(group)["spec"].get("tolerations", [])}
+        for group in groups(ray_job)
+    ]
+    gpu, spot = ((key, "Exists", "NoSchedule") for key in ("nvidia.com/gpu", "cloud.google.com/gke-spot"))
+    assert found == [set(), {gpu, spot}, {gpu}]
 
 
 def test_the_ray_job_keeps_the_rules_of_kuberays_operator(ray_job: dict[str, Any]) -> None:
@@ -139,16 +187,15 @@ def test_the_ray_jobs_head_takes_no_work_and_its_pods_have_time_to_finish_a_shar
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     (tmp_path / "job.yaml").write_text(kubernetes()["ConfigMap"]["data"]["job.yaml"])
     job = load_job(tmp_path / "job.yaml")
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    assert all(group["template"]["spec"]["terminationGracePeriodSeconds"] > job.run.grace_s for group in groups)
+    pods = [pod(group)["spec"] for group in groups(ray_job)]
+    assert all(each["terminationGracePeriodSeconds"] > job.run.grace_s for each in pods)
     assert job.run.replicas == cluster["workerGroupSpecs"][0]["maxReplicas"]
 
 
 def test_the_network_policy_is_about_the_pods_of_the_cluster(ray_job: dict[str, Any]) -> None:
-    cluster, policy = ray_job["spec"]["rayClusterSpec"], kubernetes()["NetworkPolicy"]["spec"]
+    policy = kubernetes()["NetworkPolicy"]["spec"]
     labels = policy["podSelector"]["matchLabels"]
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    assert all(group["template"]["metadata"]["labels"].items() >= labels.items() for group in groups)
+    assert all(pod(group)["metadata"]["labels"].items() >= labels.items() for group in groups(ray_job))
     assert [rule.get("ports") for rule in policy["ingress"]] == [None, [{"protocol": "TCP", "port": 8265}]]
 
 

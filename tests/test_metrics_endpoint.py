@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+import shutil
+import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import jsonschema
+import promql_parser
 import pytest
 import ray
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models import dashboard as grafana
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import job
@@ -23,13 +31,19 @@ from pipeline.cluster_metrics import DriverMetrics
 from pipeline.dispatch import Pulse
 from pipeline.shard import Part
 from tests.flows import echo, make_job, write_prompts
-from tests.local_ray import local_ray
+from tests.local_ray import free_port, local_ray
 from tests.test_cluster import dying, on_ray
 
-DASHBOARD = Path(__file__).parent.parent / "docs" / "grafana.json"
+DASHBOARD: dict[str, Any] = json.loads((Path(__file__).parent.parent / "docs" / "grafana.json").read_text())
+QUERIES: list[str] = [
+    target["expr"].replace("$session", ".*").replace("$__rate_interval", "1m")
+    for panel in DASHBOARD["panels"]
+    for target in panel["targets"]
+]
 PROMPTS = ["The quiet fox", "Every bee", None, "", "I skip across the", "Today", "x" * 2000]
 PATIENCE_S = 60.0
 Samples = dict[str, dict[str, float]]
+Seen = TypeVar("Seen")
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +71,26 @@ def scrape(endpoint: str) -> Samples:
     return found
 
 
-def scraped_until(endpoint: str, expected: dict[str, dict[str, Any]]) -> Samples:
-    """The first scrape with these values; Ray reports at intervals that nothing announces."""
+def looked_until(look: Callable[[], Seen], is_right: Callable[[Seen], bool]) -> Seen:
+    """The first right look, or the last in a minute; Ray reports at intervals that nothing announces."""
     deadline = time.monotonic() + PATIENCE_S
-    while not expected.items() <= (samples := scrape(endpoint)).items():
-        if time.monotonic() > deadline:
-            assert {name: samples.get(name) for name in expected} == expected
+    while not is_right(seen := look()) and time.monotonic() < deadline:
         threading.Event().wait(0.2)
+    return seen
+
+
+def scraped_until(endpoint: str, expected: dict[str, dict[str, Any]]) -> Samples:
+    """The first scrape with these values."""
+    samples = looked_until(partial(scrape, endpoint), lambda seen: expected.items() <= seen.items())
+    assert {name: samples.get(name) for name in expected} == expected
     return samples
 
 
 class AtTheEnd:
-    """Progress that looks at the replicas' metrics while the last part is handed over and they still live."""
+    """Progress that looks while the last part is handed over and the replicas still live."""
 
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint, self.parts, self.samples = endpoint, list[Part](), Samples()
+    def __init__(self, look: Callable[[list[Part]], Any]) -> None:
+        self.look, self.parts = look, list[Part]()
 
     def start(self, num_rows: int, num_shards: int, done: object) -> None:
         self.num_shards = num_shards
@@ -79,26 +98,27 @@ class AtTheEnd:
     def part(self, part: Part) -> None:
         self.parts.append(part)
         if len(self.parts) == self.num_shards:
-            self.samples = scraped_until(self.endpoint, self.expected())
+            self.seen = self.look(self.parts)
 
-    def expected(self) -> dict[str, dict[str, Any]]:
-        """What replicas say that did these parts."""
-        return {
-            "ray_batchgen_replica_rows_total": {"": sum(part.rows for part in self.parts)},
-            "ray_batchgen_replica_tokens_total": {"": sum(part.generated_tokens for part in self.parts)},
-            "ray_batchgen_replica_busy_seconds_total": {"": pytest.approx(sum(part.seconds for part in self.parts))},
-            "ray_batchgen_replica_engine_seconds_total": {"": pytest.approx(sum(part.engine_s for part in self.parts))},
-            "ray_batchgen_replica_passes_total": {"prefill": self.num_shards, "decode": self.num_shards},
-            "ray_batchgen_replica_slot_steps_total": {"used": self.num_shards, "offered": 2 * self.num_shards},
-            "ray_batchgen_shard_seconds_count": {"": self.num_shards},
-            "ray_batchgen_step_seconds_count": {"": self.num_shards},
-        }
+
+def of_replicas(parts: list[Part]) -> dict[str, dict[str, Any]]:
+    """What replicas say that did these parts."""
+    return {
+        "ray_batchgen_replica_rows_total": {"": sum(part.rows for part in parts)},
+        "ray_batchgen_replica_tokens_total": {"": sum(part.generated_tokens for part in parts)},
+        "ray_batchgen_replica_busy_seconds_total": {"": pytest.approx(sum(part.seconds for part in parts))},
+        "ray_batchgen_replica_engine_seconds_total": {"": pytest.approx(sum(part.engine_s for part in parts))},
+        "ray_batchgen_replica_passes_total": {"prefill": len(parts), "decode": len(parts)},
+        "ray_batchgen_replica_slot_steps_total": {"used": len(parts), "offered": 2 * len(parts)},
+        "ray_batchgen_shard_seconds_count": {"": len(parts)},
+        "ray_batchgen_step_seconds_count": {"": len(parts)},
+    }
 
 
 def test_what_is_scraped_is_what_the_manifest_says(endpoint: str, tmp_path: Path) -> None:
     source = write_prompts(tmp_path / "prompts.parquet", PROMPTS * 3)
     work = make_job(source, tmp_path / "out")
-    progress = AtTheEnd(endpoint)
+    progress = AtTheEnd(lambda parts: scraped_until(endpoint, of_replicas(parts)))
     manifest = job.run(work, on_ray(work, replicas=2), progress, engine_maker=echo).manifest
     totals, strategies = manifest["totals"], manifest["strategies"].values()
     errors = {error: sum(sums["errors"][error] for sums in strategies) for error in ("prompt_null", "prompt_too_long")}
@@ -120,7 +140,7 @@ def test_what_is_scraped_is_what_the_manifest_says(endpoint: str, tmp_path: Path
     twice = {name: {label: 2 * value for label, value in values.items()} for name, values in expected.items()}
     died = scraped_until(endpoint, twice | {"ray_batchgen_replica_deaths_total": {"killed_replica": 1}})
     gauges = {"ray_batchgen_shards", "ray_batchgen_replicas"}  # zeros are left out of a scrape
-    assert named_in_dashboard() <= {*died, *progress.samples, *gauges}
+    assert named_in_dashboard() <= {*died, *progress.seen, *gauges}
 
 
 @pytest.mark.usefixtures("endpoint")
@@ -141,39 +161,96 @@ def test_time_counts_for_the_state_in_which_replicas_were_until_the_next_look() 
 
 def named_in_dashboard() -> set[str]:
     """Metrics that its queries name."""
-    return set(re.findall(r"ray_batchgen_\w+", DASHBOARD.read_text()))
+    return set(re.findall(r"ray_batchgen_\w+", json.dumps(DASHBOARD)))
 
 
-def test_the_dashboard_is_what_grafana_takes() -> None:
-    """Its schema is no file that can be had offline: this one has what its model asks of the fields that are used."""
-    dashboard = json.loads(DASHBOARD.read_text())
-    jsonschema.validate(dashboard, json.loads((Path(__file__).parent / "grafana.schema.json").read_text()))
-    panels = dashboard["panels"]
+def as_grafana_has_it(dashboard: dict[str, Any]) -> Any:
+    """Read by Grafana's own models and written again, with their defaults."""
+    register_default_plugins()
+    return json.loads(json.dumps(grafana.Dashboard.from_json(dashboard), cls=JSONEncoder))
+
+
+def is_within(value: object, whole: object) -> bool:
+    """Whether nothing of the value is missing in the whole, at any depth."""
+    match value, whole:
+        case dict(), dict():
+            return all(key in whole and is_within(each, whole[key]) for key, each in value.items())
+        case list(), list():
+            return len(value) == len(whole) and all(map(is_within, value, whole))
+        case _:
+            return value == whole
+
+
+def test_grafanas_own_models_know_all_of_the_dashboard() -> None:
+    assert is_within(DASHBOARD, as_grafana_has_it(DASHBOARD))
+
+
+def test_grafanas_own_models_do_not_know_a_misspelt_key() -> None:
+    dashboard = copy.deepcopy(DASHBOARD)
+    custom = dashboard["panels"][3]["fieldConfig"]["defaults"]["custom"]
+    custom["fillOpacty"] = custom.pop("fillOpacity")
+    assert not is_within(dashboard, as_grafana_has_it(dashboard))
+
+
+def test_values_in_the_dashboard_are_of_the_types_and_in_the_limits_of_grafana() -> None:
+    """Which its models do not check; the schema, of the fields that are used, is ours."""
+    jsonschema.validate(DASHBOARD, json.loads((Path(__file__).parent / "grafana.schema.json").read_text()))
+    panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert len({panel["title"] for panel in panels}) == len(panels)
-    known = {variable["name"] for variable in dashboard["templating"]["list"]} | {"__rate_interval"}
+    known = {variable["name"] for variable in DASHBOARD["templating"]["list"]} | {"__rate_interval"}
     assert set(re.findall(r"\$\{?(\w+)", json.dumps(panels))) <= known
 
 
 def test_no_two_panels_lie_on_each_other() -> None:
     cells = [
         {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
-        for at in (panel["gridPos"] for panel in json.loads(DASHBOARD.read_text())["panels"])
+        for at in (panel["gridPos"] for panel in DASHBOARD["panels"])
     ]
     assert all(left.isdisjoint(right) for left, right in combinations(cells, 2))
     assert max(x for each in cells for x, _ in each) < 24
 
 
-@pytest.mark.parametrize(
-    "query", [t["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for t in panel["targets"]]
-)
-def test_queries_have_balanced_brackets_and_rates_of_counters_only(query: str) -> None:
-    pairs = {")": "(", "]": "[", "}": "{"}
-    opened: list[str] = []
-    for character in re.sub(r'"[^"]*"', "", query):
-        if character in "([{":
-            opened.append(character)
-        elif character in pairs:
-            assert opened.pop() == pairs[character]
-    assert opened == []
+@pytest.mark.parametrize("query", QUERIES)
+def test_queries_are_promql_and_take_rates_of_counters_only(query: str) -> None:
+    promql_parser.parse(query)
     assert all(name.endswith(("_total", "_bucket")) for name in re.findall(r"rate\((\w+)", query))
+
+
+@pytest.fixture
+def prometheus(endpoint: str, tmp_path: Path) -> Iterator[str]:
+    """The API of a Prometheus server that scrapes the endpoint twice a second."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("no Prometheus server on this machine; Debian has one, `apt-get install prometheus`")
+    scraped = [{"job_name": "ray", "static_configs": [{"targets": [endpoint.split("/")[2]]}]}]
+    config = {"global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"}, "scrape_configs": scraped}
+    (tmp_path / "prometheus.yml").write_text(json.dumps(config))
+    address = f"127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+    command += [f"--web.listen-address={address}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("Server is ready" in line for line in process.stderr)
+        yield f"http://{address}/api/v1"
+        process.kill()
+
+
+def answer(prometheus: str, path: str, **query: str) -> Any:
+    """What Prometheus says; an error where it does not understand the query."""
+    with urllib.request.urlopen(f"{prometheus}/{path}?{urlencode(query)}", timeout=PATIENCE_S) as response:
+        return json.load(response)["data"]
+
+
+def test_prometheus_has_data_for_every_query_of_the_dashboard(prometheus: str, tmp_path: Path) -> None:
+    """While a run ends in which a replica died."""
+
+    def without_data() -> list[str]:
+        return [query for query in QUERIES if not answer(prometheus, "query", query=query)["result"]]
+
+    progress = AtTheEnd(lambda _: looked_until(without_data, lambda queries: not queries))
+    work = make_job(write_prompts(tmp_path / "prompts.parquet", PROMPTS * 3), tmp_path / "out")
+    job.run(work, on_ray(work, replicas=1), progress, engine_maker=partial(dying, tmp_path / "marker", 1))
+    assert progress.seen == []
+    [sessions] = [variable for variable in DASHBOARD["templating"]["list"] if variable["type"] == "query"]
+    [(metric, label)] = re.findall(r"label_values\((\w+), (\w+)\)", sessions["query"]["query"])
+    assert len(answer(prometheus, f"label/{label}/values", **{"match[]": metric})) == 1

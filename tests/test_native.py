@@ -190,7 +190,7 @@ def test_attention_equals_plain_torch(size: int, heads: int, positions: list[int
     caches = [torch.randn(shape, generator=generator).to(dtype) for _ in range(2)]
     fused = torch.randn((len(positions), 3 * heads * size), generator=generator).to(dtype)
     expected_caches, found_caches = [each.clone() for each in caches], [each.clone() for each in caches]
-    expected = attention.plain_attend(fused, *expected_caches, torch.tensor(positions), size**-0.5)
+    expected = attention.plain_attend(fused, *expected_caches, torch.tensor(positions), size**-0.5, max(positions) + 1)
     assert KERNELS is not None
     found = KERNELS.attend(fused, *found_caches, torch.tensor(positions), size**-0.5)
     torch.testing.assert_close(found, expected, atol=2e-6 if dtype == torch.float32 else 2e-2, rtol=0)

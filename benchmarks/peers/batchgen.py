@@ -23,12 +23,15 @@ def prepare(work: Work) -> Once:
     import torch
 
     torch.set_num_threads(len(work["cores"]))
+    model = load_model(work["checkpoint"], work["dtype"], work["device"])
+    whole_cache = work["batch"] * model.num_positions * model.kv_bytes_per_token
     engine = Engine(
-        load_model(work["checkpoint"], work["dtype"], "cpu"),
+        model,
         eos_token_ids=(),
         token_bytes=[],
         num_alternatives=work["options"]["top_k"],
         max_slots=work["batch"],
+        cache_bytes=2 << 30 if work["device"] == "cpu" else whole_cache,
     )
     calls = [_requests(work, strategies) for strategies in work["options"]["strategies"]]
     return lambda: sum(_num_tokens(response) for requests in calls for response in engine.generate(requests))

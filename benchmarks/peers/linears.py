@@ -30,8 +30,10 @@ def prepare(work: Work) -> Once:
     torch.set_num_threads(len(work["cores"]))
     config = json.loads((Path(work["checkpoint"]) / "config.json").read_text(encoding="utf-8"))
     dtype = getattr(torch, work["dtype"])
-    blocks, head = linears(config, dtype, PACKED)
-    inputs = {width: torch.randn(max(PREFILL_ROWS, work["batch"]), width).to(dtype) for width, _ in {*shapes(config)}}
+    device = work["device"]
+    blocks, head = linears(config, dtype, PACKED if device == "cpu" else LINEAR, device)
+    rows = max(PREFILL_ROWS, work["batch"])
+    inputs = {width: torch.randn(rows, width).to(device, dtype) for width, _ in {*shapes(config)}}
 
     @torch.inference_mode()
     def once() -> int:
@@ -40,6 +42,8 @@ def prepare(work: Work) -> Once:
                 layer(inputs[width][:rows])
             if num_heads:
                 head(inputs[config["n_embd"]][:num_heads])
+        if device != "cpu":
+            torch.cuda.synchronize()
         return sum(work["limits"])
 
     return once
@@ -62,20 +66,22 @@ def shapes(config: dict[str, Any]) -> list[tuple[int, int]]:
     return [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
 
 
-def linears(config: dict[str, Any], dtype: Any, way: str) -> tuple[list[tuple[int, Layer]], Layer]:
+def linears(config: dict[str, Any], dtype: Any, way: str, device: str = "cpu") -> tuple[list[tuple[int, Layer]], Layer]:
     """Every layer with the width it takes, and the head."""
     width = config["n_embd"]
     blocks = [
-        (fan_in, _linear(fan_in, out, dtype, way)) for _ in range(config["n_layer"]) for fan_in, out in shapes(config)
+        (fan_in, _linear(fan_in, out, dtype, way, device))
+        for _ in range(config["n_layer"])
+        for fan_in, out in shapes(config)
     ]
-    return blocks, _linear(width, config["vocab_size"], dtype, way)
+    return blocks, _linear(width, config["vocab_size"], dtype, way, device)
 
 
-def _linear(fan_in: int, fan_out: int, dtype: Any, way: str) -> Layer:
+def _linear(fan_in: int, fan_out: int, dtype: Any, way: str, device: str) -> Layer:
     import torch
     import torch.nn.functional as F
 
-    weight = torch.randn(fan_out, fan_in).to(dtype)
+    weight = torch.randn(fan_out, fan_in).to(device, dtype)
     if way == LINEAR:
         return lambda x: F.linear(x, weight)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)

@@ -22,6 +22,7 @@ class Work(TypedDict):
         dtype: float32 or bfloat16.
         cores: numbers of the cores to run on, one thread on each.
         batch: most rows decoded together.
+        device: `cpu` or `cuda`.
         prompts: token ids.
         limits: new tokens of each prompt; nothing else ends a row.
         options: what only this peer understands.
@@ -31,6 +32,7 @@ class Work(TypedDict):
     dtype: str
     cores: list[int]
     batch: int
+    device: str
     prompts: list[list[int]]
     limits: list[int]
     options: dict[str, Any]

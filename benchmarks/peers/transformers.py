@@ -18,7 +18,7 @@ def prepare(work: Work) -> Once:
     torch.set_num_threads(len(work["cores"]))
     torch.manual_seed(0)
     model = GPT2LMHeadModel.from_pretrained(work["checkpoint"], use_safetensors=True)
-    model = model.to(getattr(torch, work["dtype"])).eval()
+    model = model.to(work["device"], getattr(torch, work["dtype"])).eval()
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     calls = [_arguments(work, rows) for rows in batches(work)]
@@ -26,7 +26,7 @@ def prepare(work: Work) -> Once:
     @torch.inference_mode()
     def once() -> int:
         for arguments in calls:
-            model.generate(**arguments, **work["options"]["settings"])
+            model.generate(**arguments, **work["options"]["settings"]).cpu()
         return sum(work["limits"])  # of a batch as long as its longest row, the rest is padding
 
     return once
@@ -39,12 +39,13 @@ def _arguments(work: Work, rows: list[int]) -> dict[str, Any]:
 
     prompts, limits = [work["prompts"][row] for row in rows], [work["limits"][row] for row in rows]
     longest = max(map(len, prompts))
-    padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])  # (B, T)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    device = work["device"]
+    padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)  # (B, T)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     arguments = {"input_ids": padded, "attention_mask": mask, "max_new_tokens": max(limits)}
     if len({*limits}) == 1:
         return arguments
-    ends = torch.tensor([longest + limit for limit in limits])
+    ends = torch.tensor([longest + limit for limit in limits], device=device)
 
     def is_done(token_ids: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
         return token_ids.shape[1] >= ends

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pipeline.engine.beam_search import advance_beams
 from pipeline.engine.contrastive import advance_contrastive
 from pipeline.engine.single import advance_singles
-from pipeline.engine.turn import Turn, Unit
-from pipeline.records import RowError
+from pipeline.engine.turn import Turn, Unit, not_finite
 from pipeline.strategies import BeamSearch, ContrastiveSearch
 
 
@@ -34,7 +33,6 @@ def _by_kind(turn: Turn, units: Sequence[Unit]) -> list[list[Unit]]:
         if all(is_finite[slot - turn.first_slot] for slot in slots):
             groups[id(unit.state.ending.kind)].append(unit)
         else:
-            step = unit.state.running[0].num_generated + 1
-            unit.result = RowError("logits_not_finite", f"the model's logits are not finite at step {step}")
+            unit.result = not_finite(unit.state.running[0].num_generated)
             turn.cache.clear(slots)
     return list(groups.values())

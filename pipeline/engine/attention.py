@@ -6,6 +6,7 @@ Shape letters: N tokens of all prompts together, B rows, T positions (padded), H
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -66,24 +67,32 @@ class PromptTokens:
 
 
 class NewTokens:
-    """One new token in each of the first B slots, at `positions`, (B,) int64."""
+    """One new token in each of the first B slots, at `positions`, (B,) int64.
 
-    def __init__(self, positions: Tensor) -> None:
+    Args:
+        width: more than any of the positions. Not given, it is worked out, for which the host waits for a GPU.
+    """
+
+    def __init__(self, positions: Tensor, width: int | None = None) -> None:
         self.positions = positions
         self.slots = torch.arange(len(positions), device=positions.device)
         kernels = native.kernels() if positions.device.type == "cpu" else None
-        self._attend = kernels.attend if kernels else plain_attend
+        self._attend = kernels.attend if kernels else partial(plain_attend, width=width or int(positions.max()) + 1)
 
     def attend(self, fused: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """Keep the token's key and value, and attend from it to all of its slot; as `PromptTokens.attend`, N = B."""
         return self._attend(fused, keys, values, self.positions, scale)
 
 
-def plain_attend(fused: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
-    """Write row i's key and value into slot i at `positions`, (B,), and attend to the slot up to there, in torch."""
+def plain_attend(fused: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float, width: int) -> Tensor:
+    """Write row i's key and value into slot i at `positions`, (B,), and attend to the slot up to there, in torch.
+
+    Args:
+        width: more than any of the positions.
+    """
     batch, heads, size = len(fused), keys.shape[1], keys.shape[3]
     query, key, value = fused.view(batch, 3, heads, size).unbind(1)  # (B, H, D) each
-    slots, width = torch.arange(batch, device=fused.device), int(positions.max()) + 1
+    slots = torch.arange(batch, device=fused.device)
     keys[slots, :, positions] = key
     values[slots, :, positions] = value
     is_seen = torch.arange(width, device=fused.device) <= positions[:, None]  # (B, T)

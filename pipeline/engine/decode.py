@@ -22,6 +22,7 @@ from pipeline.engine.dola import early_layers
 from pipeline.engine.measure import measure
 from pipeline.engine.model import GPT2, States
 from pipeline.engine.scoring import prompt_logprobs, score_targets
+from pipeline.engine.stride import Strides, can_stride
 from pipeline.engine.turn import Turn, Unit
 from pipeline.engine.units import Limits, make_units
 from pipeline.records import Completion, FloatArray, Request, Response, RowError, Usage
@@ -54,6 +55,8 @@ class Engine:
         with_prompt_logprobs: whether to score the prompts too.
         max_slots: most rows decoded together.
         cache_bytes: most bytes of keys and values; one prompt with its beams always fits.
+        steps_per_sync: most steps that the device decodes before the host looks at them (`stride`); by default 16 on a
+            GPU and 1, which is as fast there, on a CPU.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Engine:
         with_prompt_logprobs: bool = False,
         max_slots: int = 128,
         cache_bytes: int = 2 << 30,
+        steps_per_sync: int | None = None,
     ) -> None:
         self.model = model
         self.limits = Limits(frozenset(eos_token_ids), token_bytes, model.num_positions)
@@ -73,8 +77,10 @@ class Engine:
         self.with_prompt_logprobs = with_prompt_logprobs
         self.max_slots = max_slots
         self.cache_bytes = cache_bytes
+        self.steps_per_sync = steps_per_sync or (1 if model.device == "cpu" else 16)
         self.usage = Usage()  # of all calls
         self._memory = Memory()
+        self._strides: Strides | None = None
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Response]:
@@ -95,7 +101,7 @@ class Engine:
                 if self.max_slots == 1:
                     raise
             self.max_slots, self.cache_bytes = self.max_slots // 2, self.cache_bytes // 2
-            self._memory = Memory()
+            self._memory, self._strides = Memory(), None
             log.warning("the device is out of memory: going on with batches of %s rows", self.max_slots)
             torch.cuda.empty_cache()  # out of the handler, whose traceback holds on to the tensors
 
@@ -136,8 +142,8 @@ class Engine:
                 running += self._prefill(cache, running, admitted, logprobs)
                 num_prefills += 1
             else:
-                num_used += self._decode(cache, running)
-                num_steps += 1
+                steps, used = self._decode(cache, running)
+                num_steps, num_used = num_steps + steps, num_used + used
             running = [unit for unit in running if unit.result is None]
             _rearrange(cache, running)
         self.usage += Usage(num_prefills, num_steps, num_used, num_steps * num_offered)
@@ -145,13 +151,21 @@ class Engine:
 
     def _new_cache(self, waiting: deque[Waiting]) -> tuple[SlotCache, int]:
         """A cache with as many slots as can be used, each as long as the longest row needs; and how many the limits
-        would allow."""
+        would allow. For strides it is one of few sizes, and the same again where it can be."""
         units = [unit for prompt in waiting for unit in prompt.units]
         positions = max(unit.num_positions for unit in units)
+        if self.steps_per_sync > 1:
+            positions = min(1 << (positions - 1).bit_length(), self.model.num_positions)
         affordable = self.cache_bytes // (positions * self.model.kv_bytes_per_token)
         widths = [unit.num_slots for unit in units]
         allowed = max(min(self.max_slots, affordable), max(widths))
-        return self.model.new_cache(min(allowed, sum(widths)), positions, self._memory), allowed
+        if self.steps_per_sync == 1:
+            return self.model.new_cache(min(allowed, sum(widths)), positions, self._memory), allowed
+        last = self._strides.cache if self._strides else None
+        if last is None or (last.num_slots, last.num_positions) != (allowed, positions):
+            last = self.model.new_cache(allowed, positions, self._memory)
+            self._strides = Strides(self.model, last, self.num_alternatives, self.steps_per_sync)
+        return last, allowed
 
     def _prefill(
         self, cache: SlotCache, running: list[Unit], admitted: list[Waiting], logprobs: dict[Prompt, FloatArray]
@@ -172,13 +186,15 @@ class Engine:
         self._advance(cache, first_slot, _ends(states), units)
         return units
 
-    def _decode(self, cache: SlotCache, running: list[Unit]) -> int:
-        """One token for every running row, and for its twin; returns how many that are."""
+    def _decode(self, cache: SlotCache, running: list[Unit]) -> tuple[int, int]:
+        """One token or several for every running row, and for its twin; returns steps, and rows in all of them."""
+        if self._strides and can_stride(running):
+            return self._strides.advance(running)
         rows = [row for unit in running for row in unit.state.running]
         newest = {slot: row.step.token for row in rows if row.step for slot in row.slots}
         tokens = [newest[slot] for slot in range(len(newest))]
         self._advance(cache, 0, self.model.decode(cache, tokens, _early(self.model, running)), running)
-        return len(tokens)
+        return 1, len(tokens)
 
     def _advance(self, cache: SlotCache, first_slot: int, states: States, units: Sequence[Unit]) -> None:
         """From hidden states at the newest tokens, (B, E), to the next token of every row."""

@@ -35,14 +35,17 @@ def narrow(strategy: Drawing, scores: Tensor, num_kept: int = 1) -> tuple[Tensor
 
     Returns:
         Scores (B, C) over temperature, not normalised, and their token ids (B, C), which ascend along a row. A row with
-        fewer candidates than others is filled up with banned ones, whose ids mean nothing.
+        fewer candidates than others is filled up with banned ones, whose ids mean nothing. On a GPU C is V.
     """
     token_ids = None
     if strategy.temperature != 1:
         scores = scores / strategy.temperature
     for key, setting in active(strategy).items():
         is_kept, kernels = FILTERS[key](scores, setting, num_kept), native.for_tensor(scores)
-        scores, token_ids = (kernels.pack if kernels else plain_pack)(scores, token_ids, is_kept)
+        if scores.device.type != "cpu":  # no shape may depend on what is kept: the host would have to wait for it
+            scores = scores.masked_fill(~is_kept, BANNED)
+        else:
+            scores, token_ids = (kernels.pack if kernels else plain_pack)(scores, token_ids, is_kept)
     return scores, all_ids(scores) if token_ids is None else token_ids
 
 
@@ -142,10 +145,13 @@ NEUTRAL = {"top_p": 1, "min_p": 0, "typical_p": 1}
 def _keep_mass(scores: Tensor, preferences: Tensor, mass: float, num_kept: int) -> Tensor:
     """Keep the fewest tokens, most preferred first, whose probabilities reach `mass`: (B, C) twice -> (B, C).
 
-    Looks at as much of a row as it needs to. Sums are in float64, so that the device cannot change what is kept.
+    Looks at as much of a row as it needs to, on a GPU at all of it. Sums are in float64, so that the device cannot
+    change what is kept.
     """
     weights = torch.exp(scores - _best(scores))
     goals = mass * weights.sum(-1, keepdim=True, dtype=torch.float64)
+    if scores.device.type != "cpu":
+        return plain_keep_mass(preferences, weights, goals, num_kept)
     width = min(max(_FIRST_LOOK, num_kept + 1), scores.shape[1])
     _, places = top_k(preferences, width)
     is_needed = _is_before(goals, weights.gather(-1, places))
@@ -159,10 +165,11 @@ def _keep_mass(scores: Tensor, preferences: Tensor, mass: float, num_kept: int) 
     return is_kept
 
 
-def plain_keep_mass(preferences: Tensor, weights: Tensor, goals: Tensor) -> Tensor:
+def plain_keep_mass(preferences: Tensor, weights: Tensor, goals: Tensor, num_kept: int = 0) -> Tensor:
     """The fewest tokens, most preferred first, whose weights reach the goals: (B, C) twice and (B, 1) -> (B, C)."""
     _, places = top_k(preferences, preferences.shape[1])
     is_needed = _is_before(goals, weights.gather(-1, places))
+    is_needed[:, :num_kept] = True
     return torch.zeros_like(is_needed).scatter_(1, places, is_needed)
 
 

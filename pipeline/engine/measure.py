@@ -40,10 +40,7 @@ class Measures(NamedTuple):
 
 def measure(logits: Tensor, k: int) -> Measures:
     """Summarise raw logits, (B, V); `k` may be 0."""
-    kernels = native.for_tensor(logits)
-    log_normalisers, entropies, token_ids, values = (kernels.measure if kernels else plain_measure)(
-        logits, min(max(k, 1), logits.shape[1])
-    )
+    log_normalisers, entropies, token_ids, values = summarise(logits, k)
     return Measures(
         log_normalisers=log_normalisers,
         best=token_ids[:, 0].long(),
@@ -53,17 +50,23 @@ def measure(logits: Tensor, k: int) -> Measures:
     )
 
 
+def summarise(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`plain_measure` of the k best tokens, or of one where k is 0, by the kernel where there is one."""
+    kernels = native.for_tensor(logits)
+    return (kernels.measure if kernels else plain_measure)(logits, min(max(k, 1), logits.shape[1]))
+
+
 def plain_measure(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-sum-exps and entropies, (B,), and the k best tokens int32 with their logits, (B, K), in a few passes.
 
     A few rows at a time, so that all passes but the first find them in the processor's cache.
     """
-    parts = [_measure_rows(rows, k) for rows in torch.split(logits, _ROWS_AT_ONCE[logits.device.type])]
+    parts = [_measure_rows(rows, k) for rows in torch.split(logits, _ROWS_AT_ONCE.get(logits.device.type, 1024))]
     log_normalisers, entropies, token_ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
     return log_normalisers, entropies, token_ids, values
 
 
-_ROWS_AT_ONCE = {"cpu": 4, "cuda": 1024}
+_ROWS_AT_ONCE = {"cpu": 4}
 
 
 def _measure_rows(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

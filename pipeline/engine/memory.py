@@ -14,15 +14,16 @@ import torch
 from pipeline.engine.model import GPT2, PREFILL_TOKENS
 from pipeline.errors import ModelError
 
-COPIES_OF_LOGITS = 3  # float32: as the model gives them, as processed, and in between
+COPIES_OF_LOGITS = {"cpu": 3, "cuda": 12}  # float32: as the model gives them, as processed, between, and noise
 COPIES_OF_STATES = 24  # of a prefilled token, in widths: the stream, queries, keys, values, and the MLP, with room
 
 
 def needed_bytes(model: GPT2, max_slots: int, cache_bytes: int) -> int:
     """Most bytes that the cache, a step and a prefill take together."""
     cache = min(cache_bytes, max_slots * model.num_positions * model.kv_bytes_per_token)
-    step = max_slots * model.vocab_size * 4 * COPIES_OF_LOGITS
-    tokens = max(PREFILL_TOKENS[torch.device(model.device).type], model.num_positions)
+    device = torch.device(model.device).type
+    step = max_slots * model.vocab_size * 4 * COPIES_OF_LOGITS[device]
+    tokens = max(PREFILL_TOKENS[device], model.num_positions)
     return cache + step + tokens * model.num_heads * model.head_size * 4 * COPIES_OF_STATES
 
 

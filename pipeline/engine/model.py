@@ -153,18 +153,24 @@ class GPT2:
         for index, last in enumerate(torch.split(states.last, lengths)):
             yield States(last, {layer: hidden[index] for layer, hidden in layers.items()})
 
-    def decode(self, cache: SlotCache, tokens: Sequence[int], early: Collection[int] = ()) -> States:
+    def decode(
+        self, cache: SlotCache, tokens: Sequence[int] | Tensor, early: Collection[int] = (), width: int | None = None
+    ) -> States:
         """Append one token to each of the first B slots, which are extended in place.
 
         Args:
             tokens: B of them.
             early: layers whose states are wanted too.
+            width: most tokens that a slot may hold then; in one that has more the last is replaced. With it, and with
+                tokens that lie on the device, the host does not wait for the device.
 
         Returns:
             Hidden states, (B, E).
         """
         positions = cache.lengths[: len(tokens)].clone()
-        states = self._forward(cache, NewTokens(positions), tokens, early)
+        if width is not None:
+            positions.clamp_(max=width - 1)
+        states = self._forward(cache, NewTokens(positions, width), tokens, early)
         cache.lengths[: len(tokens)] += 1
         return states
 
@@ -173,10 +179,10 @@ class GPT2:
         return self._logits(hidden)
 
     def _forward(
-        self, cache: SlotCache, tokens: PromptTokens | NewTokens, ids: Sequence[int], early: Collection[int]
+        self, cache: SlotCache, tokens: PromptTokens | NewTokens, ids: Sequence[int] | Tensor, early: Collection[int]
     ) -> States:
         """A stream of tokens through all layers: N ids -> (N, E)."""
-        input_ids = torch.tensor(ids, device=self.device)
+        input_ids = torch.as_tensor(ids, device=self.device)
         cache.token_ids[tokens.slots, tokens.positions] = input_ids
         x = F.embedding(input_ids, self.wte) + F.embedding(tokens.positions, self.wpe)  # (N, E)
         kept = {}

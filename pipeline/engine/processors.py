@@ -12,7 +12,8 @@ Shape letters: B rows, V vocabulary, T longest history, P phrases.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -208,7 +209,7 @@ def keep_allowed(scores: Tensor, context: Context, _: object) -> Tensor:
     assert len(allowed) == len(scores), "every row needs its allowed tokens"
     counts = torch.tensor([len(token_ids) for token_ids in allowed], device=scores.device)
     rows = torch.arange(len(allowed), device=scores.device).repeat_interleave(counts)
-    token_ids = _ids(chain.from_iterable(allowed), scores.device)
+    token_ids = torch.tensor([*chain.from_iterable(allowed)], dtype=torch.int64, device=scores.device)
     return torch.full_like(scores, BANNED).index_put_((rows, token_ids), scores[rows, token_ids])
 
 
@@ -235,7 +236,7 @@ def decay_length(scores: Tensor, context: Context, start_and_factor: Sequence[fl
     transformers' `ExponentialDecayLengthPenalty`. The growth stops where float32 would overflow.
     """
     start, factor = start_and_factor
-    token_ids = _ids(context.eos_token_ids, scores.device)
+    token_ids = _ids(tuple(context.eos_token_ids), scores.device)
     num_late = (context.num_generated - start).clamp(min=0).double()
     growth = (factor**num_late - 1).clamp(max=_MOST_GROWTH).to(scores.dtype)[:, None]
     values = scores[:, token_ids]
@@ -245,7 +246,7 @@ def decay_length(scores: Tensor, context: Context, start_and_factor: Sequence[fl
 
 def suppress(scores: Tensor, context: Context, token_ids: Sequence[int]) -> Tensor:
     """Ban tokens everywhere; transformers' `SuppressTokensLogitsProcessor`."""
-    return scores.index_fill_(1, _ids(token_ids, scores.device), BANNED)
+    return scores.index_fill_(1, _ids(tuple(token_ids), scores.device), BANNED)
 
 
 def suppress_at_begin(scores: Tensor, context: Context, tokens_and_step: tuple[Sequence[int], int]) -> Tensor:
@@ -305,7 +306,7 @@ def _ban(scores: Tensor, token_ids: Tensor, where: Tensor) -> Tensor:
 
 def _ban_all(scores: Tensor, token_ids: Sequence[int], rows: Tensor) -> Tensor:
     """Ban tokens on the rows (B,) bool."""
-    return _ban(scores, _ids(token_ids, scores.device), rows[:, None].expand(-1, len(token_ids)))
+    return _ban(scores, _ids(tuple(token_ids), scores.device), rows[:, None].expand(-1, len(token_ids)))
 
 
 def _force(scores: Tensor, token_id: int, rows: Tensor) -> Tensor:
@@ -323,5 +324,6 @@ def _by_sequence(biases: Sequence[Bias]) -> dict[tuple[int, ...], float]:
     return values
 
 
-def _ids(token_ids: Iterable[int], device: torch.device) -> Tensor:
-    return torch.tensor(list(token_ids), dtype=torch.int64, device=device)
+@lru_cache(maxsize=64)
+def _ids(token_ids: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(token_ids, dtype=torch.int64, device=device)

@@ -40,14 +40,13 @@ def plain_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     ids = ids.gather(-1, by_score)
     cut = values[:, k - 1] == values[:, k]
     values, ids = values[:, :k], ids[:, :k]
-    if bool(cut.any()):
-        ids = ids.clone()
-        ids[cut] = _lowest_ids(scores[cut], values[cut], ids[cut])
+    if scores.device.type != "cpu" or bool(cut.any()):  # a GPU is not asked: the answer would have to be waited for
+        ids = torch.where(cut[:, None], _lowest_ids(scores, values, ids), ids)
     return values, ids
 
 
 def _lowest_ids(scores: Tensor, values: Tensor, ids: Tensor) -> Tensor:
-    """Ids (B, K) of rows whose last score is tied with tokens outside the list: `topk` may have kept any of them."""
+    """Ids (B, K) where the last score is tied with tokens outside the list, of which `topk` may have kept any."""
     last = values[:, -1:]
     backwards = torch.arange(scores.shape[1], 0, -1, device=scores.device)  # more for lower ids
     tied = torch.where(scores == last, backwards, 0).topk(values.shape[1]).indices  # lowest ids first

@@ -29,13 +29,15 @@ def sample(strategy: Drawing, scores: Tensor, seeds: Tensor, steps: Tensor) -> t
     Returns:
         Token ids (B,), and their log-probabilities (B,) under the distribution they were drawn from.
     """
-    columns = (torch.split(column, _ROWS_AT_ONCE[scores.device.type]) for column in (scores, seeds, steps))
+    columns = (torch.split(column, rows_at_once(scores)) for column in (scores, seeds, steps))
     parts = [_sample(strategy, *part) for part in zip(*columns, strict=True)]
     tokens, logprobs = zip(*parts, strict=True)
     return torch.cat(tokens), torch.cat(logprobs)
 
 
-_ROWS_AT_ONCE = {"cpu": 8, "cuda": 1024}  # on a CPU as many as its caches hold
+def rows_at_once(scores: Tensor) -> int:
+    """Rows of a vocabulary to do all work on before the next: on a CPU as many as its caches hold."""
+    return 8 if scores.device.type == "cpu" else 1024
 
 
 def _sample(strategy: Drawing, scores: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:

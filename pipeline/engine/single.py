@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.engine.dola import contrast, early_layers
 from pipeline.engine.hypothesis import Ending, Hypothesis, Step, completion
 from pipeline.engine.processors import BANNED, changes_scores
-from pipeline.engine.sampling import sample
+from pipeline.engine.sampling import rows_at_once, sample
 from pipeline.engine.turn import Turn, Unit, all_banned
 from pipeline.strategies import Decoding, Dola, Greedy, NextToken, Sampling
 
@@ -57,18 +57,36 @@ def _choose(
     rows = turn.rows(parents)
     if isinstance(strategy, Greedy | NextToken) and not changes_scores(strategy):
         return turn.steps(parents, rows, turn.measures.best[rows], None), [True] * len(parents)
+    size = rows_at_once(turn.logits) if changes_scores(strategy) else len(rows)
+    pieces = [slice(start, start + size) for start in range(0, len(rows), size)]
+    picked = [_pick(turn, strategy, states[piece], parents[piece], rows[piece]) for piece in pieces]
+    tokens, logprobs, is_possible = (torch.cat(column) for column in zip(*picked, strict=True))
+    return turn.steps(parents, rows, tokens, logprobs.tolist()), is_possible.tolist()
+
+
+def _pick(
+    turn: Turn, strategy: Decoding, states: Sequence[Single], parents: Sequence[Hypothesis], rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`pick` after the processors, and whether any token was left to choose, (N,) each."""
     scores, can_ban = _scores(turn, strategy, rows), isinstance(strategy, Dola)
     if changes_scores(strategy):
         scores, can_ban = turn.processed(scores, parents, [state.ending for state in states]), True
-    is_possible = (scores.amax(-1) > BANNED).tolist() if can_ban else [True] * len(parents)
+    is_possible = scores.amax(-1) > BANNED if can_ban else torch.ones_like(rows, dtype=torch.bool)
+    seeds = torch.tensor([state.seed for state in states], device=scores.device)
+    num_generated = torch.tensor([parent.num_generated for parent in parents], device=scores.device)
+    return *pick(strategy, scores, seeds, num_generated), is_possible
+
+
+def pick(strategy: Decoding, scores: Tensor, seeds: Tensor, num_generated: Tensor) -> tuple[Tensor, Tensor]:
+    """The next token of each row, and its log-probability among those it was chosen from: (N, V) -> (N,) twice.
+
+    Args:
+        seeds, num_generated: (N,) int64.
+    """
     if isinstance(strategy, Sampling):
-        seeds = torch.tensor([state.seed for state in states], device=scores.device)
-        num_generated = torch.tensor([parent.num_generated for parent in parents], device=scores.device)
-        tokens, logprobs = sample(strategy, scores, seeds, num_generated)
-    else:
-        tokens = scores.argmax(-1)
-        logprobs = scores.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(scores, dim=-1)
-    return turn.steps(parents, rows, tokens, logprobs.tolist()), is_possible
+        return sample(strategy, scores, seeds, num_generated)
+    tokens = scores.argmax(-1)
+    return tokens, scores.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(scores, dim=-1)
 
 
 def _scores(turn: Turn, strategy: Decoding, rows: Tensor) -> Tensor:

@@ -132,6 +132,11 @@ class Turn(NamedTuple):
         return process(strategy, scores, context)
 
 
+def not_finite(num_generated: int) -> RowError:
+    """The error of a row for which the model broke down after this many."""
+    return RowError("logits_not_finite", f"the model's logits are not finite at step {num_generated + 1}")
+
+
 def all_banned(strategy: Decoding, num_generated: int) -> RowError:
     """The error of a row whose processors leave no token after this many."""
     active = ", ".join(key.replace("_words_ids", "_words") for key in settings(strategy))

@@ -1,0 +1,207 @@
+"""Strides: what a device decodes by itself is what the host would have, and it never waits for the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.engine import GPT2
+from pipeline.engine.filters import FILTERS, active, narrow
+from pipeline.engine.processors import APPLY
+from pipeline.engine.stride import Shape, Stride, can_stride
+from pipeline.engine.units import Limits, make_units
+from pipeline.records import Request, Response, RowError
+from pipeline.strategies import BeamSearch, Greedy, Sampling, Strategy
+from tests.models import engine_for, random_model, uneven_prompts
+
+MODEL = random_model(vocab_size=90)
+
+
+def greedy(**values: Any) -> Greedy:
+    return Greedy(name="g", type="greedy", **{"max_new_tokens": 20, **values})
+
+
+def sampling(**values: Any) -> Sampling:
+    return Sampling(name="s", type="sampling", **{"max_new_tokens": 20, **values})
+
+
+ON_DEVICE: dict[str, Any] = {
+    "encoder_repetition_penalty": 1.2,
+    "repetition_penalty": 1.2,
+    "frequency_penalty": 0.5,
+    "presence_penalty": 0.5,
+    "no_repeat_ngram_size": 2,
+    "bad_words_ids": [[3], [4, 5]],
+    "min_new_tokens": 3,
+    "forced_bos_token_id": 7,
+    "forced_eos_token_id": 5,
+    "exponential_decay_length_penalty": (2, 1.1),
+    "suppress_tokens": [8],
+    "begin_suppress_tokens": [9],
+    "top_h": 0.5,
+    "top_k": 20,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "typical_p": 0.9,
+    "epsilon_cutoff": 0.01,
+    "eta_cutoff": 0.01,
+}
+ON_HOST: dict[str, Any] = {
+    "guidance_scale": 1.5,
+    "sequence_bias": [{"token_ids": [3], "bias": 1.0}],
+    "allowed_words_ids": [[3], [4]],
+}
+STRATEGIES: dict[str, Strategy] = {
+    "greedy": greedy(),
+    "drawn": sampling(),
+    "filters": sampling(top_k=40, top_p=0.9, temperature=1.3),
+    "penalties": greedy(repetition_penalty=1.4, no_repeat_ngram_size=2, min_new_tokens=5),
+}
+
+
+def requests(*strategies: Strategy, count: int = 12) -> list[Request]:
+    return [
+        Request(prompt, strategy, (row,))
+        for row, prompt in enumerate(uneven_prompts(count, vocab_size=90))
+        for strategy in strategies
+    ]
+
+
+def assert_same(found: list[Response], expected: list[Response]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        if isinstance(other.completions, RowError):
+            assert one.completions == other.completions
+            continue
+        assert not isinstance(one.completions, RowError)
+        for left, right in zip(one.completions, other.completions, strict=True):
+            assert (left.finish_reason, left.stop_match) == (right.finish_reason, right.stop_match)
+            for name in ("token_ids", "token_ranks", "top_token_ids"):
+                assert np.array_equal(getattr(left, name), getattr(right, name)), name
+            for name in ("token_logprobs", "sampling_logprobs", "entropies", "top_probs"):
+                if getattr(right, name) is None:  # beams are not drawn
+                    assert getattr(left, name) is None
+                else:
+                    assert getattr(left, name).dtype == np.float32
+                    np.testing.assert_allclose(getattr(left, name), getattr(right, name), atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("steps", [2, 16])
+@pytest.mark.parametrize("names", [[name] for name in STRATEGIES] + [list(STRATEGIES)], ids=" ".join)
+def test_a_stride_gives_what_single_steps_give(names: list[str], steps: int) -> None:
+    work = requests(*(STRATEGIES[name] for name in names))
+    plain, strides = (engine_for(MODEL, max_slots=5, steps_per_sync=each) for each in (1, steps))
+    assert_same(strides.generate(work), plain.generate(work))
+    assert_same(strides.generate(work[:7]), plain.generate(work[:7]))  # on the strides of the first call
+
+
+@pytest.mark.parametrize("name", ON_DEVICE)
+def test_every_key_gives_what_single_steps_give(name: str) -> None:
+    work = requests(sampling(**{name: ON_DEVICE[name]}))
+    plain, strides = (engine_for(MODEL, max_slots=5, steps_per_sync=each) for each in (1, 6))
+    assert_same(strides.generate(work), plain.generate(work))
+
+
+def test_stop_strings_and_stop_tokens_end_rows_inside_a_stride() -> None:
+    work = requests(sampling(stop_strings=["a", "0"]), sampling(stop_token_ids=[11, 12, 13], max_new_tokens=40))
+    plain, strides = (engine_for(MODEL, max_slots=5, steps_per_sync=each) for each in (1, 16))
+    expected = plain.generate(work)
+    completions = [response.completions for response in expected]
+    reasons = {one.finish_reason for each in completions if not isinstance(each, RowError) for one in each}
+    assert reasons == {"stop", "eos", "length"}
+    assert_same(strides.generate(work), expected)
+
+
+def test_beams_beside_them_are_decoded_step_by_step() -> None:
+    """A row's trace then has steps and stretches in turn."""
+    work = requests(
+        BeamSearch(name="b", type="beam_search", num_beams=2, max_new_tokens=9), sampling(max_new_tokens=30), count=6
+    )
+    plain, strides = (engine_for(MODEL, max_slots=7, steps_per_sync=each) for each in (1, 4))
+    assert_same(strides.generate(work), plain.generate(work))
+
+
+def test_errors_are_those_of_single_steps() -> None:
+    banned = greedy(suppress_tokens=[token for token in range(90) if token != 8], no_repeat_ngram_size=1)
+    work = requests(banned, greedy())
+    model = random_model(vocab_size=90)
+    with torch.no_grad():
+        model.transformer.wpe.weight[24:] = torch.nan
+    plain, strides = (engine_for(model, max_slots=5, steps_per_sync=each) for each in (1, 16))
+    expected = plain.generate(work)
+    errors = {each.completions.type for each in expected if isinstance(each.completions, RowError)}
+    assert errors == {"no_token_left", "logits_not_finite"}
+    assert_same(strides.generate(work), expected)
+
+
+def test_usage_counts_rows_until_they_end() -> None:
+    plain, strides = (engine_for(MODEL, max_slots=4, steps_per_sync=each) for each in (1, 4))
+    work = requests(greedy(max_new_tokens=9, ignore_eos=True), count=4)
+    for engine in (plain, strides):
+        engine.generate(work)
+    assert strides.usage == plain.usage  # 8 steps are two strides
+    work = requests(greedy(max_new_tokens=6, ignore_eos=True), greedy(max_new_tokens=4, ignore_eos=True), count=2)
+    strides.generate(work)
+    assert strides.usage.used_slot_steps == 4 * 8 + 2 * 5 + 2 * 3
+    assert strides.usage.num_decode_steps == 8 + 5
+
+
+def test_filters_one_after_another_keep_the_same_without_packing() -> None:
+    """On a GPU what a filter drops stays in its place, banned, for the next one to see."""
+    strategy = sampling(top_h=0.9, top_k=60, top_p=0.95, min_p=0.001, typical_p=0.9, epsilon_cutoff=1e-3, temperature=2)
+    scores = torch.randn((16, 90), generator=torch.Generator().manual_seed(0)) * 3
+    values, token_ids = narrow(strategy, scores)
+    expected = torch.full_like(scores, -torch.inf).scatter_reduce(1, token_ids, values, "amax")
+    masked = scores / 2
+    for key, setting in active(strategy).items():
+        masked = masked.masked_fill(~FILTERS[key](masked, setting, 1), -torch.inf)
+    assert torch.equal(masked, expected)
+    assert (masked.isfinite().sum(-1) > 1).any()
+
+
+class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses what cannot be recorded as a CUDA graph: values from the host. Tensors without data, on `meta`, refuse
+    the rest themselves: answers for the host, and shapes that depend on data."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert "lift" not in str(func), f"{func} brings values from the host"
+        for each in args:
+            assert not isinstance(each, torch.Tensor) or each.device.type == "meta", (
+                f"{func} takes a tensor of the host"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ON_DEVICE)
+@torch.inference_mode()
+def test_nothing_in_a_step_waits_for_the_device(name: str) -> None:
+    strategy = sampling(**{name: ON_DEVICE[name]})
+    model = GPT2(random_model(vocab_size=90).to("meta"))
+    (unit,) = make_units(0, Request((1, 2), strategy, (0,)), 3, Limits(frozenset({5}), [b""] * 90, 64))
+    stride = Stride(model, model.new_cache(8, 64), Shape(4, 64, ((strategy, 2),)), [unit.state.ending], 3, 16)
+    stride.step()  # makes what is kept
+    with NoWaiting():  # type: ignore[no-untyped-call]
+        stride.step()
+
+
+def test_keys_are_those_that_the_device_can_follow() -> None:
+    def unit(**values: Any) -> Any:
+        (made,) = make_units(0, Request((1, 2), sampling(**values), (0,)), 3, Limits(frozenset(), [b""] * 90, 64))
+        return made
+
+    assert {*ON_DEVICE, *ON_HOST, "diversity_penalty"} == {*APPLY, *FILTERS}  # that one is for beams alone
+    assert can_stride([unit(**{key: value}) for key, value in ON_DEVICE.items()])
+    assert not any(can_stride([unit(**{key: value}), unit()]) for key, value in ON_HOST.items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+@pytest.mark.parametrize("names", [[name] for name in STRATEGIES] + [list(STRATEGIES)], ids=" ".join)
+def test_a_gpu_gives_the_tokens_of_a_cpu(names: list[str]) -> None:
+    work = requests(*(STRATEGIES[name] for name in names))
+    expected = engine_for(random_model(vocab_size=90), max_slots=5).generate(work)
+    on_gpu = engine_for(random_model(vocab_size=90).to("cuda"), max_slots=5)
+    assert_same(on_gpu.generate(work), expected)
+    assert_same(on_gpu.generate(work), expected)
