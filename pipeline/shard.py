@@ -269,8 +269,8 @@ def _own_pairs(position: int, rows: Slice, tokenizer: Tokenizer, setup: Setup) -
     columns = setup.job.strategy_columns
     row = {column: rows.others[column][position] for column in columns.values()}
     seed = seed_of(row, columns)
-    # A seed of its own needs no id.
-    seeded = (seed, "") if isinstance(seed, int) else (setup.job.seed, rows.row_ids[position])
+    row_id = rows.row_ids[position]
+    seeded = (seed, "") if isinstance(seed, int) else (setup.job.seed, row_id)  # a seed of its own needs no id
     for written, resolved in zip(setup.job.strategies, setup.strategies, strict=True):
         changed = overridden(written, row, columns, tokenizer, setup.checkpoint) or resolved
         strategy, error = (resolved, changed) if isinstance(changed, RowError) else (changed, None)

@@ -21,9 +21,8 @@ log = logging.getLogger("batchgen")
 
 FOLDER = "_parts"
 PARTS_PER_FILE = 64
-WRITTEN = [
-    each.name for each in fields(Part) if each.name not in ("usage", "unpublished")
-]  # these die with the attempt
+# Of a part; the others are the running attempt's alone.
+WRITTEN = [each.name for each in fields(Part) if each.name not in ("usage", "unpublished")]
 
 
 class Listed(NamedTuple):

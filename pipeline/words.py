@@ -30,13 +30,15 @@ class WordIds:
     def __call__(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """Token ids of each text; texts must be ASCII."""
         cut = [_WORD.findall(text) for text in texts]
-        self._learn(cut)
-        known = self._ids.__getitem__
+        known = self._knowing(cut).__getitem__
         return (list(chain.from_iterable(map(known, words))) for words in cut)
 
-    def _learn(self, cut: Sequence[Sequence[str]]) -> None:
+    def _knowing(self, cut: Sequence[Sequence[str]]) -> dict[str, list[int]]:
+        """The ids of these words, and of those before as far as there is room."""
         if self._num_characters > _MAX_CHARACTERS:
             self._ids, self._num_characters = {}, 0
-        new = [word for word in dict.fromkeys(chain.from_iterable(cut)) if word not in self._ids]
-        self._ids.update(zip(new, self._encode(new), strict=True))
+        ids = self._ids
+        new = [word for word in dict.fromkeys(chain.from_iterable(cut)) if word not in ids]
+        ids.update(zip(new, self._encode(new), strict=True))
         self._num_characters += sum(map(len, new))
+        return ids
