@@ -228,9 +228,9 @@ def prometheus(endpoint: str, tmp_path: Path) -> Iterator[str]:
     address = f"127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
     command += [f"--web.listen-address={address}"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        assert any("Server is ready" in line for line in process.stderr)
+    with (tmp_path / "prometheus.log").open("w") as log, subprocess.Popen(command, stderr=log) as process:
+        said = looked_until((tmp_path / "prometheus.log").read_text, lambda lines: "Server is ready" in lines)
+        assert "Server is ready" in said
         yield f"http://{address}/api/v1"
         process.kill()
 

@@ -61,11 +61,15 @@ class SlotCache:
         """Make slot i hold what slot `sources[i]` held. A source may serve several slots, but must keep its own, or lie
         behind all of them, as `place` sees to.
 
-        Only what differs is copied: beams share all but the end of their text, samples their prompt.
+        Only what differs is copied: beams share all but the end of their text, samples their prompt. The slots behind
+        them are empty then.
         """
-        moved = [(slot, source) for slot, source in enumerate(sources) if slot != source]
-        if not moved:
-            return
+        if moved := [(slot, source) for slot, source in enumerate(sources) if slot != source]:
+            self._move(moved)
+        self.lengths[len(sources) :] = 0
+
+    def _move(self, moved: list[tuple[int, int]]) -> None:
+        """Pairs of a slot and its source."""
         to, from_ = (torch.tensor(column, device=self.lengths.device) for column in zip(*moved, strict=True))
         spans = zip(moved, self._num_shared(to, from_).tolist(), self.lengths[from_].tolist(), strict=True)
         for (slot, source), start, end in spans:
@@ -92,6 +96,11 @@ class Memory:
 
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes there are."""
+        return len(self._bytes)
 
     def take(self, num_bytes: int, device: str) -> Tensor:
         """At least so many bytes, uint8: zeros, or what the last cache left."""

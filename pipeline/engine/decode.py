@@ -80,7 +80,7 @@ class Engine:
         self.steps_per_sync = steps_per_sync or (1 if model.device == "cpu" else 16)
         self.usage = Usage()  # of all calls
         self._memory = Memory()
-        self._strides: Strides | None = None
+        self._strides: dict[tuple[int, int], Strides] = {}  # by slots and positions of the cache
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Response]:
@@ -101,7 +101,7 @@ class Engine:
                 if self.max_slots == 1:
                     raise
             self.max_slots, self.cache_bytes = self.max_slots // 2, self.cache_bytes // 2
-            self._memory, self._strides = Memory(), None
+            self._memory, self._strides = Memory(), {}
             log.warning("the device is out of memory: going on with batches of %s rows", self.max_slots)
             torch.cuda.empty_cache()  # out of the handler, whose traceback holds on to the tensors
 
@@ -132,7 +132,7 @@ class Engine:
         logprobs: dict[Prompt, FloatArray] = {}
         if not waiting:
             return logprobs
-        cache, num_offered = self._new_cache(waiting)
+        cache, strides, num_offered = self._new_cache(waiting)
         num_prefills = num_steps = num_used = 0
         running: list[Unit] = []
         while waiting or running:
@@ -142,30 +142,38 @@ class Engine:
                 running += self._prefill(cache, running, admitted, logprobs)
                 num_prefills += 1
             else:
-                steps, used = self._decode(cache, running)
+                if strides and can_stride(running):
+                    steps, used = strides.advance(running, is_more_waiting=bool(waiting))
+                else:
+                    steps, used = 1, self._decode(cache, running)
                 num_steps, num_used = num_steps + steps, num_used + used
             running = [unit for unit in running if unit.result is None]
             _rearrange(cache, running)
         self.usage += Usage(num_prefills, num_steps, num_used, num_steps * num_offered)
         return logprobs
 
-    def _new_cache(self, waiting: deque[Waiting]) -> tuple[SlotCache, int]:
-        """A cache with as many slots as can be used, each as long as the longest row needs; and how many the limits
-        would allow. For strides it is one of few sizes, and the same again where it can be."""
+    def _new_cache(self, waiting: deque[Waiting]) -> tuple[SlotCache, Strides | None, int]:
+        """A cache with as many slots as can be used, each as long as the longest row needs; its strides; and how many
+        slots the limits would allow. With strides the cache is of one of few sizes, and one that was there before.
+        """
         units = [unit for prompt in waiting for unit in prompt.units]
         positions = max(unit.num_positions for unit in units)
         if self.steps_per_sync > 1:
             positions = min(1 << (positions - 1).bit_length(), self.model.num_positions)
-        affordable = self.cache_bytes // (positions * self.model.kv_bytes_per_token)
+        bytes_per_slot = positions * self.model.kv_bytes_per_token
         widths = [unit.num_slots for unit in units]
-        allowed = max(min(self.max_slots, affordable), max(widths))
+        allowed = max(min(self.max_slots, self.cache_bytes // bytes_per_slot), max(widths))
         if self.steps_per_sync == 1:
-            return self.model.new_cache(min(allowed, sum(widths)), positions, self._memory), allowed
-        last = self._strides.cache if self._strides else None
-        if last is None or (last.num_slots, last.num_positions) != (allowed, positions):
-            last = self.model.new_cache(allowed, positions, self._memory)
-            self._strides = Strides(self.model, last, self.num_alternatives, self.steps_per_sync)
-        return last, allowed
+            return self.model.new_cache(min(allowed, sum(widths)), positions, self._memory), None, allowed
+        if allowed * bytes_per_slot > self._memory.num_bytes:
+            self._strides = {}  # they hold on to the memory that is given up for more
+        if (allowed, positions) not in self._strides:
+            cache = self.model.new_cache(allowed, positions, self._memory)
+            strides = Strides(self.model, cache, self.num_alternatives, self.steps_per_sync)
+            self._strides[allowed, positions] = strides
+        strides = self._strides[allowed, positions]
+        strides.cache.lengths.zero_()
+        return strides.cache, strides, allowed
 
     def _prefill(
         self, cache: SlotCache, running: list[Unit], admitted: list[Waiting], logprobs: dict[Prompt, FloatArray]
@@ -186,15 +194,13 @@ class Engine:
         self._advance(cache, first_slot, _ends(states), units)
         return units
 
-    def _decode(self, cache: SlotCache, running: list[Unit]) -> tuple[int, int]:
-        """One token or several for every running row, and for its twin; returns steps, and rows in all of them."""
-        if self._strides and can_stride(running):
-            return self._strides.advance(running)
+    def _decode(self, cache: SlotCache, running: list[Unit]) -> int:
+        """One token for every running row, and for its twin; returns how many that are."""
         rows = [row for unit in running for row in unit.state.running]
         newest = {slot: row.step.token for row in rows if row.step for slot in row.slots}
         tokens = [newest[slot] for slot in range(len(newest))]
         self._advance(cache, 0, self.model.decode(cache, tokens, _early(self.model, running)), running)
-        return 1, len(tokens)
+        return len(tokens)
 
     def _advance(self, cache: SlotCache, first_slot: int, states: States, units: Sequence[Unit]) -> None:
         """From hidden states at the newest tokens, (B, E), to the next token of every row."""

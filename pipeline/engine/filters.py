@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.engine import native
+from pipeline.engine.devices import is_static
 from pipeline.engine.processors import BANNED, log_softmax
 from pipeline.engine.ranking import top_k
 from pipeline.strategies import Drawing
@@ -42,7 +43,7 @@ def narrow(strategy: Drawing, scores: Tensor, num_kept: int = 1) -> tuple[Tensor
         scores = scores / strategy.temperature
     for key, setting in active(strategy).items():
         is_kept, kernels = FILTERS[key](scores, setting, num_kept), native.for_tensor(scores)
-        if scores.device.type != "cpu":  # no shape may depend on what is kept: the host would have to wait for it
+        if is_static(scores):
             scores = scores.masked_fill(~is_kept, BANNED)
         else:
             scores, token_ids = (kernels.pack if kernels else plain_pack)(scores, token_ids, is_kept)
@@ -150,7 +151,7 @@ def _keep_mass(scores: Tensor, preferences: Tensor, mass: float, num_kept: int) 
     """
     weights = torch.exp(scores - _best(scores))
     goals = mass * weights.sum(-1, keepdim=True, dtype=torch.float64)
-    if scores.device.type != "cpu":
+    if is_static(scores):
         return plain_keep_mass(preferences, weights, goals, num_kept)
     width = min(max(_FIRST_LOOK, num_kept + 1), scores.shape[1])
     _, places = top_k(preferences, width)

@@ -14,7 +14,8 @@ import torch
 from pipeline.engine.model import GPT2, PREFILL_TOKENS
 from pipeline.errors import ModelError
 
-COPIES_OF_LOGITS = {"cpu": 3, "cuda": 12}  # float32: as the model gives them, as processed, between, and noise
+# float32: as the model gives them, as processed, and in between; a GPU holds the noise too, and a graph has its own.
+COPIES_OF_LOGITS = {"cpu": 3, "cuda": 2 * 14}
 COPIES_OF_STATES = 24  # of a prefilled token, in widths: the stream, queries, keys, values, and the MLP, with room
 
 

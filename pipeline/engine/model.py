@@ -171,7 +171,7 @@ class GPT2:
         if width is not None:
             positions.clamp_(max=width - 1)
         states = self._forward(cache, NewTokens(positions, width), tokens, early)
-        cache.lengths[: len(tokens)] += 1
+        cache.lengths[: len(tokens)] = positions + 1
         return states
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class Context(NamedTuple):
         stop_token_ids: all tokens that end a row, EOS included.
         allowed: per row, the tokens that `allowed_words_ids` leave; empty when the key is off.
         unconditional: (B, V) logits after the negative prompt, when `guidance_scale` is on.
+        tables: of token ids, where they must stay at their place: of whoever calls again. Others share some.
         crowd: (B, V) how many beams of earlier groups took a token in this step, when `diversity_penalty` is on.
     """
 
@@ -51,6 +52,7 @@ class Context(NamedTuple):
     allowed: Sequence[Collection[int]] = ()
     unconditional: Tensor | None = None
     crowd: Tensor | None = None
+    tables: dict[Any, Any] | None = None
 
     @property
     def num_generated(self) -> Tensor:
@@ -187,7 +189,7 @@ def ban_phrases(scores: Tensor, context: Context, phrases: history.Phrases) -> T
 
     transformers' `NoBadWordsLogitsProcessor`, which however passes over a phrase that is EOS alone.
     """
-    for same in history.by_length(phrases, scores.device):
+    for same in _table(context, history.by_length, phrases):
         scores = _ban(scores, same.last_tokens, _are_begun(context, same))
     return scores
 
@@ -197,7 +199,7 @@ def forbid_stop(scores: Tensor, context: Context, min_new_tokens: int) -> Tensor
 
     transformers' `MinNewTokensLengthLogitsProcessor`, for every stop token.
     """
-    return _ban_all(scores, context.stop_token_ids, context.num_generated < min_new_tokens)
+    return _ban_all(scores, context, context.stop_token_ids, context.num_generated < min_new_tokens)
 
 
 def keep_allowed(scores: Tensor, context: Context, _: object) -> Tensor:
@@ -236,7 +238,7 @@ def decay_length(scores: Tensor, context: Context, start_and_factor: Sequence[fl
     transformers' `ExponentialDecayLengthPenalty`. The growth stops where float32 would overflow.
     """
     start, factor = start_and_factor
-    token_ids = _ids(tuple(context.eos_token_ids), scores.device)
+    token_ids = _table(context, _ids, tuple(context.eos_token_ids))
     num_late = (context.num_generated - start).clamp(min=0).double()
     growth = (factor**num_late - 1).clamp(max=_MOST_GROWTH).to(scores.dtype)[:, None]
     values = scores[:, token_ids]
@@ -246,7 +248,7 @@ def decay_length(scores: Tensor, context: Context, start_and_factor: Sequence[fl
 
 def suppress(scores: Tensor, context: Context, token_ids: Sequence[int]) -> Tensor:
     """Ban tokens everywhere; transformers' `SuppressTokensLogitsProcessor`."""
-    return scores.index_fill_(1, _ids(tuple(token_ids), scores.device), BANNED)
+    return scores.index_fill_(1, _table(context, _ids, tuple(token_ids)), BANNED)
 
 
 def suppress_at_begin(scores: Tensor, context: Context, tokens_and_step: tuple[Sequence[int], int]) -> Tensor:
@@ -255,7 +257,7 @@ def suppress_at_begin(scores: Tensor, context: Context, tokens_and_step: tuple[S
     transformers' `SuppressTokensAtBeginLogitsProcessor`.
     """
     token_ids, step = tokens_and_step
-    return _ban_all(scores, token_ids, context.num_generated == step)
+    return _ban_all(scores, context, token_ids, context.num_generated == step)
 
 
 # In the order in which they act.
@@ -304,9 +306,9 @@ def _ban(scores: Tensor, token_ids: Tensor, where: Tensor) -> Tensor:
     return scores.scatter_reduce_(1, token_ids.expand_as(where), limits, "amin")
 
 
-def _ban_all(scores: Tensor, token_ids: Sequence[int], rows: Tensor) -> Tensor:
+def _ban_all(scores: Tensor, context: Context, token_ids: Sequence[int], rows: Tensor) -> Tensor:
     """Ban tokens on the rows (B,) bool."""
-    return _ban(scores, _ids(tuple(token_ids), scores.device), rows[:, None].expand(-1, len(token_ids)))
+    return _ban(scores, _table(context, _ids, tuple(token_ids)), rows[:, None].expand(-1, len(token_ids)))
 
 
 def _force(scores: Tensor, token_id: int, rows: Tensor) -> Tensor:
@@ -322,6 +324,15 @@ def _by_sequence(biases: Sequence[Bias]) -> dict[tuple[int, ...], float]:
         assert bias.token_ids is not None, "texts are tokenised before anything runs"
         values[bias.token_ids] = bias.bias
     return values
+
+
+def _table(context: Context, make: Callable[[tuple[Any, ...], torch.device], Any], values: tuple[Any, ...]) -> Any:
+    """What `make` makes of a setting's token ids."""
+    if context.tables is None:
+        return make(values, context.lengths.device)
+    if (make, values) not in context.tables:
+        context.tables[make, values] = make(values, context.lengths.device)
+    return context.tables[make, values]
 
 
 @lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.engine import native
+from pipeline.engine.devices import is_static
 
 _MOST_FOR_KERNELS = 1024  # beyond that, to sort is quicker
 
@@ -40,7 +41,7 @@ def plain_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     ids = ids.gather(-1, by_score)
     cut = values[:, k - 1] == values[:, k]
     values, ids = values[:, :k], ids[:, :k]
-    if scores.device.type != "cpu" or bool(cut.any()):  # a GPU is not asked: the answer would have to be waited for
+    if is_static(scores) or bool(cut.any()):
         ids = torch.where(cut[:, None], _lowest_ids(scores, values, ids), ids)
     return values, ids
 
@@ -48,7 +49,7 @@ def plain_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _lowest_ids(scores: Tensor, values: Tensor, ids: Tensor) -> Tensor:
     """Ids (B, K) where the last score is tied with tokens outside the list, of which `topk` may have kept any."""
     last = values[:, -1:]
-    backwards = torch.arange(scores.shape[1], 0, -1, device=scores.device)  # more for lower ids
+    backwards = torch.arange(scores.shape[1], 0, -1, dtype=torch.int32, device=scores.device)  # more for lower ids
     tied = torch.where(scores == last, backwards, 0).topk(values.shape[1]).indices  # lowest ids first
     order = torch.arange(values.shape[1], device=scores.device) - (values > last).sum(-1, keepdim=True)
     return torch.where(order < 0, ids, tied.gather(-1, order.clamp(min=0)))

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,8 +36,8 @@ log = logging.getLogger(__name__)
 _NEEDS_HOST = {"guidance_scale", "sequence_bias", "allowed_words_ids"}  # a twin, shapes that depend on data, a trie
 _MOST_STRIDES = 64  # kept at a time
 _WIDTHS = 128  # positions attended to are a multiple of this
-_INTS, _FLOATS, _BOOLS = torch.int32, torch.float32, torch.bool
-_DTYPES = (_INTS, _FLOATS, _FLOATS, _INTS, _FLOATS, _INTS, _FLOATS, _BOOLS, _BOOLS)  # of `Taken`
+
+Group = tuple[Ending, list[int]]  # the ending of any row of a strategy, and the slots of all
 
 
 class Shape(NamedTuple):
@@ -55,15 +54,27 @@ class Shape(NamedTuple):
     groups: tuple[tuple[Decoding, int], ...]
 
 
-Group = tuple[Ending, list[int]]  # the ending of any row of a strategy, and the slots of all
-
-
 class Taken(NamedTuple):
-    """What came of some steps, (S, B) each; the columns too, of the alternatives (S, B, K)."""
+    """What came of some steps, tensors or arrays: (S, B) each, of the alternatives (S, B, K). As in `Columns`, and
+    whether the logits were finite, and whether any token was possible."""
 
-    columns: Columns
-    is_finite: npt.NDArray[np.bool_]
-    is_possible: npt.NDArray[np.bool_]
+    token_ids: Any
+    token_logprobs: Any
+    sampling_logprobs: Any
+    token_ranks: Any
+    entropies: Any
+    top_token_ids: Any
+    top_probs: Any
+    is_finite: Any
+    is_possible: Any
+
+    def row(self, slot: int, num_steps: int) -> Columns:
+        """The first steps of a slot."""
+        return Columns(*(column[:num_steps, slot] for column in self[: len(Columns._fields)]))
+
+
+_INTS, _FLOATS, _BOOLS = torch.int32, torch.float32, torch.bool
+_DTYPES = Taken(_INTS, _FLOATS, _FLOATS, _INTS, _FLOATS, _INTS, _FLOATS, _BOOLS, _BOOLS)
 
 
 def can_stride(units: Sequence[Unit]) -> bool:
@@ -86,45 +97,100 @@ class Strides:
     def __init__(self, model: GPT2, cache: SlotCache, num_alternatives: int, most_steps: int) -> None:
         self.cache = cache
         self._model, self._num_alternatives, self._most_steps = model, num_alternatives, most_steps
+        size = most_steps * cache.num_slots
+        sizes = [size * num_alternatives if name.startswith("top_") else size for name in Taken._fields]
+        self._on_device = [
+            torch.zeros(size, dtype=dtype, device=model.device) for size, dtype in zip(sizes, _DTYPES, strict=True)
+        ]
+        self._on_host = [torch.zeros_like(each, device="cpu", pin_memory=each.is_cuda) for each in self._on_device]
         self._pool = torch.cuda.graph_pool_handle() if cache.keys.is_cuda else None
-        self._strides: dict[Shape, Stride] = {}
+        self._strides: dict[Shape, Stride] = {}  # the one used last comes last
+        self._kinds: dict[int, tuple[int, Decoding]] = {}  # by identity, in the order in which they were met
 
-    def advance(self, units: Sequence[Unit]) -> tuple[int, int]:
+    def advance(self, units: Sequence[Unit], *, is_more_waiting: bool) -> tuple[int, int]:
         """Up to S tokens for every unit, of which the i-th lies in slot i; those that end get their `result`.
+
+        Args:
+            is_more_waiting: for slots, so that enough rows should end soon for a prefill.
 
         Returns:
             Steps taken, and rows in them that had not ended, all together.
         """
         states = [unit.state for unit in units if isinstance(unit.state, Single)]
-        num_steps = min(self._most_steps, max(each.ending.limit - each.running[0].num_generated for each in states))
-        groups = _groups(states)
+        left = sorted(each.ending.limit - each.running[0].num_generated for each in states)
+        num_steps = min(self._most_steps, left[min(len(left) - 1, len(left) // 8)] if is_more_waiting else left[-1])
+        groups = self._groups(states)
         taken = self._stride(states, groups, num_steps).run(states, [slots for _, slots in groups], num_steps)
-        return num_steps, sum(_settle(self.cache, unit, slot, taken) for slot, unit in enumerate(units))
+        used = sum(_settle(unit, slot, taken) for slot, unit in enumerate(units))
+        if broken := np.flatnonzero(~taken.is_finite.all(0)).tolist():  # rows that ran on, and free slots, too
+            self.cache.clear(broken)
+        return num_steps, used
+
+    def _groups(self, states: Sequence[Single]) -> list[Group]:
+        """Rows by kind of strategy, of those that do more than take the best token, in an order that stays."""
+        groups: dict[int, Group] = {}
+        for slot, state in enumerate(states):
+            groups.setdefault(id(state.ending.kind), (state.ending, []))[1].append(slot)
+        for key, (ending, _) in groups.items():
+            self._kinds.setdefault(key, (len(self._kinds), ending.kind))
+        in_order = [groups[key] for key in sorted(groups, key=lambda key: self._kinds[key][0])]
+        return [group for group in in_order if isinstance(group[0].kind, Sampling) or changes_scores(group[0].kind)]
 
     def _stride(self, states: Sequence[Single], groups: Sequence[Group], num_steps: int) -> Stride:
         """One that has room for the rows and for so many tokens more."""
         longest = max(_num_tokens(state) for state in states) + num_steps
+        num_slots = _room(len(states), self.cache.num_slots)
         shape = Shape(
-            num_slots=_room(len(states), self.cache.num_slots),
+            num_slots,
             width=min(-(-longest // _WIDTHS) * _WIDTHS, self.cache.num_positions),
-            groups=tuple((ending.kind, _room(len(slots), self.cache.num_slots)) for ending, slots in groups),
+            groups=tuple((ending.kind, min(_power(len(slots)), num_slots)) for ending, slots in groups),
         )
-        if shape not in self._strides:
+        stride = self._strides.pop(shape, None)
+        if stride is None:
             if len(self._strides) == _MOST_STRIDES:
-                self._strides.clear()
+                del self._strides[next(iter(self._strides))]
             endings = [ending for ending, _ in groups]
-            limits = self._num_alternatives, self._most_steps, self._pool
-            self._strides[shape] = Stride(self._model, self.cache, shape, endings, *limits)
-        return self._strides[shape]
+            stride = Stride(self._model, self.cache, shape, endings, self._views(num_slots), self._recorded)
+        self._strides[shape] = stride
+        return stride
+
+    def _views(self, num_slots: int) -> tuple[Taken, Taken]:
+        """Room for what comes of the steps of so many slots, on the device and on the host."""
+        size = self._most_steps * num_slots
+
+        def view(name: str, room: Tensor) -> Tensor:
+            if name.startswith("top_"):
+                return room[: size * self._num_alternatives].view(self._most_steps, num_slots, self._num_alternatives)
+            return room[:size].view(self._most_steps, num_slots)
+
+        device, host = (Taken(*map(view, Taken._fields, rooms)) for rooms in (self._on_device, self._on_host))
+        return device, host
+
+    def _recorded(self, step: Callable[[], None]) -> Callable[[], None] | None:
+        """The replay of a CUDA graph of a step that has run before; None where there is no CUDA, or CUDA refuses."""
+        if self._pool is None:
+            return None
+        stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                step()
+        except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # a recording that fails leaves its own behind
+            self._pool = None
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            log.warning("decoding goes on without CUDA graphs, at less speed: %s", error)
+            return None
+        return graph.replay
 
 
 class Stride:
-    """A decode step over fixed shapes, and where it leaves what it finds.
+    """A decode step over fixed shapes.
 
     Args:
         endings: of any row of each group; what differs between its rows is not looked at.
-        most_steps: S at most.
-        pool: see `recorded`.
+        views: where it leaves what it finds, and where on the host that is copied to.
+        record: see `Strides`.
     """
 
     def __init__(
@@ -133,57 +199,57 @@ class Stride:
         cache: SlotCache,
         shape: Shape,
         endings: Sequence[Ending],
-        num_alternatives: int,
-        most_steps: int,
-        pool: Any = None,
+        views: tuple[Taken, Taken],
+        record: Callable[[Callable[[], None]], Callable[[], None] | None],
     ) -> None:
         self._model, self._cache, self._shape, self._endings = model, cache, shape, endings
-        self._num_alternatives, self._pool = num_alternatives, pool
-        device, slots = model.device, shape.num_slots
-        self._inputs = torch.zeros((5, slots), dtype=torch.int64, device=device)
+        self._on_device, self._on_host = views
+        self._record = record
+        device = model.device
+        self._inputs = torch.zeros((5, shape.num_slots), dtype=torch.int64, device=device)
         self._tokens, self._lengths, self._num_prompt_tokens, self._limits, self._seeds = self._inputs
         self._rows = [torch.zeros(size, dtype=torch.int64, device=device) for _, size in shape.groups]
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
-        shapes = [(most_steps, slots)] * 5 + [(most_steps, slots, num_alternatives)] * 2 + [(most_steps, slots)] * 2
-        self._outputs = [
-            torch.zeros(each, dtype=dtype, device=device) for each, dtype in zip(shapes, _DTYPES, strict=True)
-        ]
-        self._found = [torch.empty_like(each, device="cpu", pin_memory=each.is_cuda) for each in self._outputs]
+        self._tables: dict[Any, Any] = {}  # of token ids: a graph reads them where they lie
+        self._num_runs = 0
         self._replay: Callable[[], None] | None = None
 
-    def run(self, states: Sequence[Single], groups: Sequence[Sequence[int]], num_steps: int) -> Taken:
+    def run(self, states: Sequence[Single], slots: Sequence[Sequence[int]], num_steps: int) -> Taken:
         """Extend all rows by so many tokens, in the cache too.
 
         Args:
-            groups: slots of each group of the shape.
+            slots: of the rows of each group.
+
+        Returns:
+            Arrays of these steps.
         """
-        if self._replay is None:
-            self._load(states, groups)
-            self._replay = recorded(self.step, self._pool)
-        self._load(states, groups)
+        if self._num_runs == 1:  # many shapes come once; and what is made only once is there by now
+            self._replay = self._record(self.step)
+        self._num_runs += 1
+        self._load(states, slots)
         for _ in range(num_steps):
-            self._replay()
-        for found, output in zip(self._found, self._outputs, strict=True):
-            found[:num_steps].copy_(output[:num_steps], non_blocking=True)
+            (self._replay or self.step)()
+        for host, device in zip(self._on_host, self._on_device, strict=True):
+            host[:num_steps].copy_(device[:num_steps], non_blocking=True)
         if self._place.is_cuda:
             torch.cuda.current_stream().synchronize()
-        *columns, is_finite, is_possible = (found[:num_steps].numpy().copy() for found in self._found)
-        return Taken(Columns(*columns), is_finite, is_possible)
+        return Taken(*(host[:num_steps].numpy().copy() for host in self._on_host))
 
-    def _load(self, states: Sequence[Single], groups: Sequence[Sequence[int]]) -> None:
+    def _load(self, states: Sequence[Single], slots: Sequence[Sequence[int]]) -> None:
         """Set where the rows stand; slots beyond them run along for nothing."""
         columns = [
-            [state.running[0].step.token for state in states if state.running[0].step],
+            [_newest(state) for state in states],
             [_num_tokens(state) - 1 for state in states],  # the newest is not in the cache yet
             [state.ending.num_prompt_tokens for state in states],
             [state.ending.limit for state in states],
             [state.seed for state in states],
         ]
+        self._inputs.zero_()
         self._inputs[:, : len(states)].copy_(torch.tensor(columns))
-        self._cache.lengths[: len(states)].copy_(self._lengths[: len(states)])
-        for rows, slots in zip(self._rows, groups, strict=True):
-            spare = len(rows) - len(slots)
-            rows.copy_(torch.tensor([*slots, *[slots[-1]] * spare]))  # what is computed twice is the same twice
+        self._cache.lengths[: self._shape.num_slots].copy_(self._lengths)
+        for rows, chosen in zip(self._rows, slots, strict=True):
+            spare = len(rows) - len(chosen)
+            rows.copy_(torch.tensor([*chosen, *[chosen[-1]] * spare]))  # what is computed twice is the same twice
         self._place.zero_()
 
     def step(self) -> None:
@@ -191,7 +257,8 @@ class Stride:
         values from the host, or had a shape that depends on data."""
         hidden = self._model.decode(self._cache, self._tokens, width=self._shape.width).last
         logits = self._model.logits(hidden)
-        log_normalisers, entropies, best, best_scores = summarise(logits, self._num_alternatives)
+        num_alternatives = self._on_device.top_probs.shape[2]
+        log_normalisers, entropies, best, best_scores = summarise(logits, num_alternatives)
         tokens = best[:, 0].long()
         chosen = [self._choose(logits, group) for group in range(len(self._rows))]
         is_possible = torch.ones_like(tokens, dtype=torch.bool)
@@ -202,30 +269,26 @@ class Stride:
         sampling_logprobs = logprobs.clone()
         for rows, (_, picked_logprobs, _) in zip(self._rows, chosen, strict=True):
             sampling_logprobs.index_copy_(0, rows, picked_logprobs)
-        alternatives = best[:, : self._num_alternatives], best_scores[:, : self._num_alternatives]
-        self._keep(
-            tokens,
-            logprobs,
-            sampling_logprobs,
-            rank(logits, torch.arange(len(tokens), device=tokens.device), tokens),
-            entropies,
-            alternatives[0],
-            torch.exp(alternatives[1] - log_normalisers[:, None]),
-            log_normalisers.isfinite(),
-            is_possible,
+        found = Taken(
+            token_ids=tokens,
+            token_logprobs=logprobs,
+            sampling_logprobs=sampling_logprobs,
+            token_ranks=rank(logits, torch.arange(len(tokens), device=tokens.device), tokens),
+            entropies=entropies,
+            top_token_ids=best[:, :num_alternatives],
+            top_probs=torch.exp(best_scores[:, :num_alternatives] - log_normalisers[:, None]),
+            is_finite=log_normalisers.isfinite(),
+            is_possible=is_possible,
         )
-        self._tokens.copy_(tokens)
-
-    def _keep(self, *found: Tensor) -> None:
-        for output, each in zip(self._outputs, found, strict=True):
-            output.index_copy_(0, self._place, each[None].to(output.dtype))
+        for room, column in zip(self._on_device, found, strict=True):
+            room.index_copy_(0, self._place, column[None].to(room.dtype))
         self._place += 1
+        self._tokens.copy_(tokens)
 
     def _choose(self, logits: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens of a group's rows, their log-probabilities, and whether any was possible, (C,) each."""
         (strategy, _), ending, rows = self._shape.groups[group], self._endings[group], self._rows[group]
-        lengths = self._cache.lengths[rows].clamp(max=self._shape.width)
-        num_prompt_tokens = self._num_prompt_tokens[rows]
+        lengths, num_prompt_tokens = self._cache.lengths[rows], self._num_prompt_tokens[rows]
         scores = logits[rows]
         if changes_scores(strategy):
             context = Context(
@@ -235,69 +298,34 @@ class Stride:
                 limits=self._limits[rows],
                 eos_token_ids=sorted(ending.eos_token_ids),
                 stop_token_ids=ending.stop_token_ids,
+                tables=self._tables,
             )
             scores = process(strategy, scores.float(), context)
         tokens, logprobs = pick(strategy, scores, self._seeds[rows], lengths - num_prompt_tokens)
         return tokens, logprobs, scores.amax(-1) > BANNED
 
 
-def recorded(step: Callable[[], None], pool: Any) -> Callable[[], None]:
-    """The step as a CUDA graph, for which it is run; elsewhere, and where CUDA refuses, as it is.
-
-    Args:
-        pool: of memory, which graphs can share that leave nothing there; None where there is no CUDA.
-    """
-    if pool is None:
-        return step
-    step()  # libraries set themselves up, and tables of token ids are made
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, pool=pool):
-            step()
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        log.warning("decoding goes on without CUDA graphs, at less speed: %s", error)
-        return step
-    return graph.replay
-
-
-def _groups(states: Sequence[Single]) -> list[Group]:
-    """Rows by kind of strategy, of those that do more than take the best token."""
-    groups: dict[int, Group] = {}
-    for slot, state in enumerate(states):
-        groups.setdefault(id(state.ending.kind), (state.ending, []))[1].append(slot)
-    return [group for group in groups.values() if isinstance(group[0].kind, Sampling) or changes_scores(group[0].kind)]
-
-
-def _settle(cache: SlotCache, unit: Unit, slot: int, taken: Taken) -> int:
+def _settle(unit: Unit, slot: int, taken: Taken) -> int:
     """Read the unit's tokens until it ends; returns how many steps it took part in."""
     assert isinstance(unit.state, Single)
     state, parent = unit.state, unit.state.running[0]
     ending, tail = state.ending, parent.tail
     is_good = taken.is_finite[:, slot] & taken.is_possible[:, slot]
     num_good = int(is_good.cumprod().sum())
-    for step, token in enumerate(taken.columns.token_ids[:num_good, slot].tolist(), start=1):
+    for step, token in enumerate(taken.token_ids[:num_good, slot].tolist(), start=1):
         if reason := ending.reason_at(parent.num_generated + step, tail, token):
-            num_alternatives = taken.columns.top_token_ids.shape[2]
-            unit.result = (completion(_stretch(parent, taken, slot, step), num_alternatives, reason),)
+            last = Stretch(parent.step, taken.row(slot, step))
+            unit.result = (completion(last, taken.top_probs.shape[2], reason),)
             return step
         tail = ending.tail(tail, token)
     num_generated = parent.num_generated + num_good
     if num_good == len(is_good):
-        state.running = [Hypothesis(parent.slots, _stretch(parent, taken, slot, num_good), num_generated, tail)]
+        last = Stretch(parent.step, taken.row(slot, num_good))
+        state.running = [Hypothesis(parent.slots, last, num_generated, tail)]
         return num_good
-    if taken.is_finite[num_good, slot]:
-        unit.result = all_banned(ending.strategy, num_generated)
-    else:
-        unit.result = not_finite(num_generated)
-        cache.clear([slot])
+    is_finite = taken.is_finite[num_good, slot]
+    unit.result = all_banned(ending.strategy, num_generated) if is_finite else not_finite(num_generated)
     return num_good + 1
-
-
-def _stretch(parent: Hypothesis, taken: Taken, slot: int, num_steps: int) -> Stretch:
-    columns = Columns(*(column[:num_steps, slot] for column in taken.columns))  # type: ignore[arg-type]
-    return Stretch(parent.step, columns)
 
 
 def _num_tokens(state: Single) -> int:
@@ -305,7 +333,19 @@ def _num_tokens(state: Single) -> int:
     return state.ending.num_prompt_tokens + state.running[0].num_generated
 
 
+def _newest(state: Single) -> int:
+    """The token that the model has not seen yet."""
+    step = state.running[0].step
+    assert step is not None, "the first token comes of the prefill"
+    return step.token
+
+
+def _power(count: int) -> int:
+    """The least power of two that is at least `count`."""
+    return 1 << (count - 1).bit_length()
+
+
 def _room(count: int, most: int) -> int:
     """A round number that is at least `count`, of which there are four per doubling, but not over `most`."""
-    quarter = 1 << max(0, (count - 1).bit_length() - 3)
+    quarter = max(1, _power(count) // 8)
     return min(-(-count // quarter) * quarter, most)
