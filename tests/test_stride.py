@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -249,11 +251,23 @@ def test_a_cache_that_is_used_again_knows_nothing_of_the_rows_before() -> None:
     assert engine._strides[5, 32] is strides
 
 
+@pytest.fixture
+def without_gc() -> Iterator[None]:
+    """What is given up must go at once."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_gc")
 def test_caches_of_another_shape_share_the_memory_of_the_largest() -> None:
     engine, plain = (engine_for(MODEL, max_slots=5, steps_per_sync=each) for each in (4, 1))
+    kept = []
     for limit in (10, 40, 5, 40):
         work = [Request((1, 2, 3), greedy(max_new_tokens=limit, ignore_eos=True), (0,))]
         assert_same(engine.generate(work), plain.generate(work))
+        kept.append(ref([*engine._strides.values()][-1]))
+    assert [each() is not None for each in kept] == [False, True, True, True]
     assert [*engine._strides] == [(5, 64), (5, 8)]  # what came before the largest went with its memory
     large, small = (each.cache.keys.untyped_storage().data_ptr() for each in engine._strides.values())
     assert large == small

@@ -150,7 +150,9 @@ class Strides:
             if len(self._strides) == _MOST_STRIDES:
                 del self._strides[next(iter(self._strides))]
             endings = [ending for ending, _ in groups]
-            stride = Stride(self._model, self.cache, shape, endings, self._views(num_slots), self._recorded)
+            stride = Stride(self._model, self.cache, shape, endings, self._views(num_slots))
+        elif stride.replay is None:  # many shapes come once; and what is made only once is there by now
+            stride.replay = self._recorded(stride.step)
         self._strides[shape] = stride
         return stride
 
@@ -190,7 +192,9 @@ class Stride:
     Args:
         endings: of any row of each group; what differs between its rows is not looked at.
         views: where it leaves what it finds, and where on the host that is copied to.
-        record: see `Strides`.
+
+    Attributes:
+        replay: in place of `step`, if it was recorded.
     """
 
     def __init__(
@@ -200,19 +204,16 @@ class Stride:
         shape: Shape,
         endings: Sequence[Ending],
         views: tuple[Taken, Taken],
-        record: Callable[[Callable[[], None]], Callable[[], None] | None],
     ) -> None:
         self._model, self._cache, self._shape, self._endings = model, cache, shape, endings
         self._on_device, self._on_host = views
-        self._record = record
         device = model.device
         self._inputs = torch.zeros((5, shape.num_slots), dtype=torch.int64, device=device)
         self._tokens, self._lengths, self._num_prompt_tokens, self._limits, self._seeds = self._inputs
         self._rows = [torch.zeros(size, dtype=torch.int64, device=device) for _, size in shape.groups]
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._tables: dict[Any, Any] = {}  # of token ids: a graph reads them where they lie
-        self._num_runs = 0
-        self._replay: Callable[[], None] | None = None
+        self.replay: Callable[[], None] | None = None
 
     def run(self, states: Sequence[Single], slots: Sequence[Sequence[int]], num_steps: int) -> Taken:
         """Extend all rows by so many tokens, in the cache too.
@@ -223,12 +224,9 @@ class Stride:
         Returns:
             Arrays of these steps.
         """
-        if self._num_runs == 1:  # many shapes come once; and what is made only once is there by now
-            self._replay = self._record(self.step)
-        self._num_runs += 1
         self._load(states, slots)
         for _ in range(num_steps):
-            (self._replay or self.step)()
+            (self.replay or self.step)()
         for host, device in zip(self._on_host, self._on_device, strict=True):
             host[:num_steps].copy_(device[:num_steps], non_blocking=True)
         if self._place.is_cuda:
