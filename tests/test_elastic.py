@@ -6,6 +6,8 @@ Replicas block on a pipe until the test lets them do another shard, and say on a
 from __future__ import annotations
 
 import gc
+import json
+import logging
 import os
 import socket
 import warnings
@@ -13,14 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from logging.handlers import QueueHandler
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from pipeline import job
+from pipeline import dispatch, job
 from pipeline.cluster import RayExecutor
 from pipeline.errors import ConfigError
 from pipeline.records import Request, Response
@@ -46,7 +50,8 @@ class TurnstileEngine(EchoEngine):
 
 
 def turnstile(folder: Path, _setup: Setup, _tokenizer: Tokenizer) -> TurnstileEngine:
-    (folder / f"{os.getpid()}.node").write_text(ray.get_runtime_context().get_node_id())
+    place = [ray.get_runtime_context().get_node_id(), os.environ.get("CUDA_VISIBLE_DEVICES")]
+    (folder / f"{os.getpid()}.place").write_text(json.dumps(place))
     with (folder / "arrivals").open("wb", buffering=0) as arrivals:
         arrivals.write(b"x")
     return TurnstileEngine(folder / "tickets")
@@ -106,9 +111,9 @@ def run_while(tmp_path: Path, change: Callable[[Door], None], **run: object) -> 
     assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "quiet")
 
 
-def places(tmp_path: Path) -> list[str]:
-    """The nodes on which replicas started."""
-    return sorted(path.read_text() for path in tmp_path.glob("*.node"))
+def places(tmp_path: Path) -> list[list[str]]:
+    """Where replicas started: the node, and the GPUs that each sees there."""
+    return sorted(json.loads(path.read_text()) for path in tmp_path.glob("*.place"))
 
 
 @pytest.mark.parametrize("graceful", [False, True])
@@ -136,25 +141,50 @@ def test_one_three_and_one_replica_again(cluster: Cluster, tmp_path: Path) -> No
     run_while(tmp_path, change, replicas={"min": 1, "max": 3})
 
 
+def test_each_gpu_of_each_node_has_one_replica_or_each_of_the_kind_asked_for(cluster: Cluster, tmp_path: Path) -> None:
+    node = cluster.add_node(**NODE | {"num_gpus": 2}, resources={"accelerator_type:L4": 1})
+    there = [[node.node_id, "0"], [node.node_id, "1"]]
+    for kind, expected in ((None, [[cluster.head_node.node_id, "0"], *there]), ("L4", there)):
+        folder = tmp_path / str(kind)
+        folder.mkdir()
+        run_while(folder, partial(Door.await_arrivals, count=len(expected)), accelerator_type=kind)
+        assert places(folder) == sorted(expected)
+    cluster.remove_node(node)
+
+
+def test_two_replicas_share_a_gpu_at_the_same_time(cluster: Cluster, tmp_path: Path) -> None:
+    run_while(tmp_path, lambda door: door.await_arrivals(2), gpus_per_replica=0.5)
+    assert places(tmp_path) == [[cluster.head_node.node_id, "0"]] * 2
+
+
 def test_replicas_spread_over_the_nodes_that_have_their_labels(cluster: Cluster, tmp_path: Path) -> None:
     nodes = [cluster.add_node(**NODE, labels={"ray.io/market-type": "spot"}) for _ in range(2)]
     only_spot = {"label_selector": {"ray.io/market-type": "spot"}}
     run_while(tmp_path, lambda door: door.await_arrivals(2), replicas=2, gpus_per_replica=0, **only_spot)
-    assert places(tmp_path) == sorted(node.node_id for node in nodes)
+    assert places(tmp_path) == sorted([node.node_id, ""] for node in nodes)  # and see no GPU
     for node in nodes:
         cluster.remove_node(node)
 
 
-def test_with_autoscaling_replicas_wait_for_a_node_that_can_hold_them(cluster: Cluster, tmp_path: Path) -> None:
+def test_with_autoscaling_replicas_wait_for_a_node_that_can_hold_them(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "PATIENCE_S", 0.0)  # not half a minute until the word about it
+    said: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    monkeypatch.setattr(dispatch.log, "handlers", [QueueHandler(said)])
     nodes: list[Any] = []
 
     def change(door: Door) -> None:
-        nodes.append(cluster.add_node(**NODE, labels={"zone": "late"}))
+        try:
+            assert said.get(timeout=60).getMessage().startswith("still waiting for a replica to start")
+            assert (places(tmp_path), part_bytes(tmp_path / "out")) == ([], {})
+        finally:
+            nodes.append(cluster.add_node(**NODE, labels={"zone": "late"}))  # else the run would never end
         door.await_arrivals(1)
 
     late = {"label_selector": {"zone": "late"}}
     run_while(tmp_path, change, autoscaling=True, shared_output=True, replicas=1, gpus_per_replica=1, **late)
-    assert places(tmp_path) == [nodes[0].node_id]
+    assert places(tmp_path) == [[nodes[0].node_id, "0"]]
     cluster.remove_node(nodes[0])
 
 
