@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 import ray
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.cluster_utils import Cluster
 
 from pipeline import dispatch, job
@@ -166,6 +168,12 @@ def test_replicas_spread_over_the_nodes_that_have_their_labels(cluster: Cluster,
         cluster.remove_node(node)
 
 
+def asked_for(cluster: Cluster) -> list[dict[str, float]]:
+    """The resources of all that finds no node, as Ray tells an autoscaler."""
+    state = get_cluster_resource_state(GcsClient(cluster.gcs_address))
+    return [dict(pending.request.resources_bundle) for pending in state.pending_resource_requests]
+
+
 def test_with_autoscaling_replicas_wait_for_a_node_that_can_hold_them(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +184,11 @@ def test_with_autoscaling_replicas_wait_for_a_node_that_can_hold_them(
 
     def change(door: Door) -> None:
         try:
-            assert said.get(timeout=60).getMessage().startswith("still waiting for a replica to start")
+            words = (said.get(timeout=60).getMessage() for _ in range(60))  # one in a second
+            asked = next(
+                found for word in words if "still waiting for a replica" in word and (found := asked_for(cluster))
+            )
+            assert asked == [{"CPU": 1, "GPU": 1}]
             assert (places(tmp_path), part_bytes(tmp_path / "out")) == ([], {})
         finally:
             nodes.append(cluster.add_node(**NODE, labels={"zone": "late"}))  # else the run would never end

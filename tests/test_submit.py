@@ -140,7 +140,11 @@ def test_the_documented_submit_does_a_job_once_and_gives_no_secret_away(
     verified = submit("verify", sys.executable, "-m", "jobs.verify", str(tmp_path / "out"))
     assert last_line(verified.stdout) == {"exit_code": 0, "result": "done"}
 
-    told = [relative.stdout, done.stdout, verified.stdout, str([vars(job) for job in head.list_jobs()])]
+    retried = submit("retry", sys.executable, "-m", "jobs.retry_errors", str(tmp_path / "out"))
+    assert last_line(retried.stdout) == {"exit_code": 0, "result": "done"}
+    assert f"no error rows are left, nothing to do · {tmp_path / 'out'}\n" in retried.stdout
+
+    told = [relative.stdout, done.stdout, verified.stdout, retried.stdout, str([vars(job) for job in head.list_jobs()])]
     kept = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     for secret in (SECRET, os.environ["RAY_AUTH_TOKEN"]):
         assert not any(secret in text for text in told)
