@@ -36,7 +36,7 @@ from pipeline.jobfile import parse_job
 from pipeline.tokenizer import Tokenizer
 
 CHARACTERS = 64
-BATCH = 64  # what a replica's engine is made with
+BATCH = 128  # what a replica's engine is made with
 
 
 @dataclass(frozen=True, slots=True)
