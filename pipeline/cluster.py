@@ -56,6 +56,7 @@ class Replica:
     """The actor: one worker in one process."""
 
     def __init__(self, open_worker: Callable[[], Worker], has_gpu: bool) -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"  # as many as it has CPUs; Ray sees to it only where it is not set
         if not has_gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it alone where no GPU was asked for
         self.open_worker, self.has_gpu = open_worker, has_gpu
@@ -332,11 +333,11 @@ def _sigterm() -> Iterator[Callable[[], bool]]:
 @contextlib.contextmanager
 def _connected() -> Iterator[None]:
     """Ray for the length of a run; a cluster that was there before is left running."""
+    access.check_version(ray.__version__)
     if ray.is_initialized():
         yield
         return
     before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in place
-    access.check_version(ray.__version__)
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _connect(address)

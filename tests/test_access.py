@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline.access import LOOPBACK, check_version, complaints, ensure_token, prepare, refused
 from pipeline.errors import ClusterError
+from tests.commands import ROOT
 
 ALONE = {"RAY_USAGE_STATS_ENABLED": "0", LOOPBACK: "0", "RAY_AUTH_MODE": "token"}
 
@@ -86,6 +88,17 @@ def test_later_ones_are_not(version: str) -> None:
     check_version(version)
 
 
+def test_a_run_does_not_start_a_ray_with_known_holes(tmp_path: Path) -> None:
+    script = (
+        "import ray\nray.__version__ = '2.54.0'\nray.init = None\nfrom pipeline.cli import main\n"
+        f"main(['run', 'jobs/demo.yaml', '--output', {str(tmp_path / 'out')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 4
+    assert "Ray 2.54.0 is installed, and must be 2.60 or later" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
@@ -114,6 +127,18 @@ with cluster._connected():
 """
 
 
-def test_a_ray_of_this_machine_alone_listens_on_loopback_alone() -> None:
-    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, check=True)
+def test_a_ray_of_this_machine_alone_listens_on_loopback_alone_and_the_run_says_who_can_read_its_token(
+    tmp_path: Path,
+) -> None:
+    path = token_file(tmp_path, 0o644)
+    environ = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_TOKEN"}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environ | {"RAY_AUTH_TOKEN_PATH": str(path)},
+    )
     assert json.loads(done.stdout) == ["127.0.0.1", "::ffff:127.0.0.1"]
+    said = f"other users of this machine can read Ray's token {path} (mode 0644): `chmod 600 {path}`"
+    assert said in done.stderr.splitlines()

@@ -11,15 +11,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from transformers import AutoConfig, dynamic_module_utils
 
 from pipeline.checkpoint import DEMO, Checkpoint, inspect, locate
+from pipeline.engine import load_model
 from pipeline.errors import ModelError
+from pipeline.tokenizer import Tokenizer
 
 NOBODYS = "no-such-user/no-such-model"
 UNREACHABLE = (
@@ -236,6 +240,34 @@ def test_a_name_that_the_hub_cannot_have_is_refused(name: str) -> None:
     assert refusal(name).startswith(f"model.name `{name}` is neither a local folder nor a possible hub id: ")
 
 
+def test_code_that_comes_with_a_checkpoint_is_never_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "marker"
+    (folder / "modeling_x.py").write_text(
+        "from pathlib import Path\nfrom transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer\n"
+        f"Path({str(marker)!r}).touch()\n"
+    )
+    classes = {"AutoConfig": "GPT2Config", "AutoModel": "GPT2LMHeadModel", "AutoModelForCausalLM": "GPT2LMHeadModel"}
+    change(folder / "config.json", auto_map={name: f"modeling_x.{value}" for name, value in classes.items()})
+    tokenizers = ["modeling_x.GPT2Tokenizer", "modeling_x.GPT2Tokenizer"]
+    change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": tokenizers})
+    found = inspect(str(folder))
+    Tokenizer(found.folder, found.vocab_size)
+    load_model(str(found.folder), "float32", "cpu")
+    assert not marker.exists()
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    assert marker.exists()  # so it would have been seen
+
+
+def test_no_code_of_ours_trusts_code_that_comes_with_a_checkpoint() -> None:
+    root = Path(__file__).parents[1]
+    sources = [path for name in ("pipeline", "jobs", "benchmarks") for path in (root / name).rglob("*.py")]
+    said = [re.findall(r"trust_remote_code\W*\w*", path.read_text()) for path in sources]
+    assert {each for found in said for each in found} == {"trust_remote_code=False"}
+
+
 # The hub
 
 
@@ -337,6 +369,32 @@ def test_a_hub_model_is_downloaded_without_code_or_pickles_and_found_again_offli
         assert ask(HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path)) == f"{Hub.commit} (767,) {files}"
     assert ask(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)) == f"{Hub.commit} (767,) {files}"
     assert ask(Hub.commit, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)) == f"{Hub.commit} (767,) {files}"
+
+
+class Busy(Hub):
+    """A hub that tells nobody about the weights before two processes have asked."""
+
+    asked: ClassVar = threading.Barrier(2, timeout=60)
+    downloads: ClassVar[list[str]] = []
+
+    def do_HEAD(self) -> None:
+        if self.path.endswith("/model.safetensors"):
+            self.asked.wait()
+        super().do_HEAD()
+
+    def do_GET(self) -> None:
+        if self.command == "GET" and "/resolve/" in self.path:
+            self.downloads.append(Path(self.path).name)
+        super().do_GET()
+
+
+def test_processes_that_need_a_hub_model_at_the_same_time_download_it_once(tmp_path: Path) -> None:
+    files = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+    with serving(Busy) as endpoint, ThreadPoolExecutor() as pool:
+        environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_ETAG_TIMEOUT": "60"}
+        both = [pool.submit(ask, **environment) for _ in range(2)]
+        assert {each.result() for each in both} == {f"{Hub.commit} (767,) {files}"}
+    assert sorted(Busy.downloads) == files
 
 
 def test_an_unknown_revision_is_named(tmp_path: Path) -> None:

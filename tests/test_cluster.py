@@ -28,7 +28,7 @@ from pipeline.errors import ClusterError, ConfigError, ModelError, StoppedError,
 from pipeline.ledger import Ledger
 from pipeline.plan import make_plan
 from pipeline.records import Request, Response, RowError
-from pipeline.shard import Part, Setup, Shard, Worker, open_worker
+from pipeline.shard import Generates, Part, Setup, Shard, Worker, make_engine, open_worker
 from pipeline.storage import LocalFolder
 from pipeline.tokenizer import Tokenizer
 from tests.flows import EchoEngine, echo, make_job, part_bytes, read_output, run_echo, write_prompts
@@ -39,9 +39,11 @@ PROMPTS = ["The quiet fox", "Every bee", "", "I skip across the", "Today", "Coun
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    """One local Ray for the module, with more logical CPUs than cores and two logical GPUs."""
-    with local_ray(num_cpus=4, num_gpus=2):
-        yield
+    """One local Ray for the module, with more logical CPUs than cores, two logical GPUs, and too many threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "3")  # which the processes of replicas inherit
+        with local_ray(num_cpus=4, num_gpus=2):
+            yield
 
 
 @pytest.fixture
@@ -69,7 +71,16 @@ def on_ray(work: Job, **run: object) -> RayExecutor:
     return RayExecutor(work.run.model_copy(update={"gpus_per_replica": 0.0, **run}))
 
 
-def test_one_replica_three_replicas_and_no_ray_give_the_same_bytes(source: Path, tmp_path: Path) -> None:
+def noting_threads(notes: Path, setup: Setup, tokenizer: Tokenizer) -> Generates:
+    """The real engine, once the process has written down how many threads it takes."""
+    engine = make_engine(setup, tokenizer)
+    (notes / f"{os.getpid()}").write_text(f"OMP {os.environ['OMP_NUM_THREADS']}, torch {torch.get_num_threads()}")
+    return engine
+
+
+def test_one_replica_three_replicas_and_no_ray_give_the_same_bytes_with_one_thread_for_each_cpu(
+    source: Path, tmp_path: Path
+) -> None:
     strategies = [
         {"name": "greedy", "type": "greedy", "max_new_tokens": 12, "repetition_penalty": 1.3},
         {"name": "samples", "type": "sampling", "max_new_tokens": 12, "top_p": 0.9, "num_return_sequences": 2},
@@ -81,11 +92,13 @@ def test_one_replica_three_replicas_and_no_ray_give_the_same_bytes(source: Path,
     jobs = {name: make_job(source, tmp_path / name, strategies=strategies) for name in ("here", "one", "three")}
     job.run(jobs["here"], job.here)
     job.run(jobs["one"], on_ray(jobs["one"], replicas=1))
-    job.run(jobs["three"], on_ray(jobs["three"], replicas=3))
+    (tmp_path / "notes").mkdir()
+    job.run(jobs["three"], on_ray(jobs["three"], replicas=3), engine_maker=partial(noting_threads, tmp_path / "notes"))
     expected = part_bytes(tmp_path / "here")
     assert len(expected) == 7
     assert part_bytes(tmp_path / "one") == expected
     assert part_bytes(tmp_path / "three") == expected
+    assert {path.read_text() for path in (tmp_path / "notes").iterdir()} == {"OMP 1, torch 1"}
 
 
 def test_shards_of_any_size_give_the_same_tokens(source: Path, tmp_path: Path) -> None:
@@ -334,8 +347,8 @@ def test_a_full_disk_on_the_replica_is_a_storage_error(source: Path, tmp_path: P
 
 def which_gpu(marker: Path, _setup: Setup, _tokenizer: Tokenizer) -> EchoEngine:
     """An engine that has torch, as a real one would."""
-    threads = importlib.import_module("torch").get_num_threads()
-    (marker / f"{os.getpid()}").write_text(f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}, {threads} thread")
+    importlib.import_module("torch")
+    (marker / f"{os.getpid()}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
     meet(marker.parent / "meeting")
     return EchoEngine()
 
@@ -358,7 +371,7 @@ def test_each_replica_is_pinned_to_a_gpu_of_its_own_and_one_that_cannot_use_it_s
     os.mkfifo(tmp_path / "meeting")  # else one replica may do all before the other has started
     work = make_job(source, tmp_path / "out")
     job.run(work, RayExecutor(work.run), engine_maker=partial(which_gpu, marker))
-    assert sorted(path.read_text() for path in marker.iterdir()) == ["0, 1 thread", "1, 1 thread"]
+    assert sorted(path.read_text() for path in marker.iterdir()) == ["0", "1"]
     assert caplog.text.count(IDLE_GPU) == 1  # the GPUs are logical ones
 
 

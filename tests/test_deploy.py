@@ -13,6 +13,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from pipeline import __version__
 from pipeline.jobfile import load_job
 
 ROOT = Path(__file__).parent.parent
@@ -199,12 +200,12 @@ def test_the_network_policy_is_about_the_pods_of_the_cluster(ray_job: dict[str, 
     assert [rule.get("ports") for rule in policy["ingress"]] == [None, [{"protocol": "TCP", "port": 8265}]]
 
 
-def test_all_files_name_one_image_and_it_is_made_on_the_ray_that_is_tested() -> None:
+def test_all_files_name_the_image_of_this_version_and_it_is_made_on_the_ray_that_is_tested() -> None:
     images = {launcher(name)["docker"]["image"] for name in LAUNCHER}
     images |= set(re.findall(r"image: (?:&image )?([\w./-]+:[\w.-]+)", (ROOT / "deploy/rayjob.yaml").read_text()))
     dockerfile = (ROOT / "Dockerfile").read_text()
     [built] = set(re.findall(r"docker build -t (\S+?)(?:-cpu)? ", dockerfile))
-    assert images == {built}
+    assert images == {built} == {f"your-team/batchgen:{__version__}"}
     assert set(re.findall(r"BASE=([\d.]+)-py311", dockerfile)) == {PINS["ray"]}
 
 

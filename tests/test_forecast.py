@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 from click.testing import CliRunner, Result
 
 from pipeline.calibration import Trial, calibrate
@@ -225,9 +228,20 @@ def job_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_command_calibrates_with_the_real_model_and_writes_nothing(job_file: Path, tmp_path: Path) -> None:
+def test_the_command_does_not_even_import_ray(job_file: Path) -> None:
+    script = "import sys; from pipeline.cli import main; main(standalone_mode=False); print('ray' in sys.modules)"
+    plan = [sys.executable, "-c", script, "plan", str(job_file), "--json"]
+    said = subprocess.run(plan, capture_output=True, text=True, check=True).stdout
+    document, _, has_ray = said.strip().rpartition("\n")
+    assert (json.loads(document)["input"]["rows"], has_ray) == (16, "False")
+
+
+def test_the_command_calibrates_with_the_real_model_starts_no_ray_and_writes_nothing(
+    job_file: Path, tmp_path: Path
+) -> None:
     done = command(job_file, "--calibrate", "--json")
     assert done.exit_code == 0, done.output
+    assert not ray.is_initialized()
     document = json.loads(done.stdout)
     assert document["schema"] == 1
     assert document["trials"][0]["rows"] == 8

@@ -143,16 +143,21 @@ def test_what_is_scraped_is_what_the_manifest_says(endpoint: str, tmp_path: Path
     assert named_in_dashboard() <= {*died, *progress.seen, *gauges}
 
 
-@pytest.mark.usefixtures("endpoint")
-def test_time_counts_for_the_state_in_which_replicas_were_until_the_next_look() -> None:
+def test_gauges_show_the_last_look_and_time_counts_for_the_state_in_which_replicas_were_until_the_next(
+    endpoint: str,
+) -> None:
     metrics = DriverMetrics()
-    for pulse in (
-        Pulse(10.0, 2, 0, 0, 9, 0),
-        Pulse(13.0, 1, 1, 0, 7, 2),
-        Pulse(14.5, 0, 1, 1, 0, 1),
-        Pulse(16.5, 0, 0, 2, 0, 0),
+    for pulse, gauges in (  # zeros are left out of a scrape
+        (Pulse(10.0, 2, 0, 0, 9, 0), {"shards": {"waiting": 9}, "replicas": {"starting": 2}}),
+        (
+            Pulse(13.0, 1, 1, 0, 7, 2),
+            {"shards": {"waiting": 7, "leased": 2}, "replicas": {"starting": 1, "working": 1}},
+        ),
+        (Pulse(14.5, 0, 1, 1, 0, 1), {"shards": {"leased": 1}, "replicas": {"working": 1, "idle": 1}}),
+        (Pulse(16.5, 0, 0, 2, 0, 0), {"replicas": {"idle": 2}}),
     ):
         metrics.pulse(pulse)
+        scraped_until(endpoint, {f"ray_batchgen_{name}": values for name, values in gauges.items()})
     assert metrics.replica_s == {"starting": 2 * 3.0 + 1.5, "working": 1.5 + 2.0, "idle": 2.0}
 
 
