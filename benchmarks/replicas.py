@@ -1,6 +1,6 @@
 """Does one driver keep up with 50 replicas? Real ones, on a Ray that believes it has as many CPUs.
 
-    python -m benchmarks.replicas [--replicas 50] [--shards 12] [--wait 4]
+    python -m benchmarks.replicas [--replicas 50] [--shards 12] [--wait 4] [--quick]
 
 In the `paced` run the engine waits so many seconds for every shard of 1,000 rows, as if a GPU were at work: 50 such
 replicas fit on two cores, and whether they ever wait for the driver can be seen. In `eager` runs it answers at once,
@@ -10,7 +10,6 @@ beside it. The second half of each run is measured: in the first, replicas still
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -20,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.command import options
 from benchmarks.machine import TICKS_PER_S, machine, process_stats, write_result
 from benchmarks.noop import make_noop_engine, noop_job, write_input
 from pipeline import access
@@ -61,7 +61,7 @@ class Clocks:
             self.moments.append(Moment(time.perf_counter(), time.process_time(), _ray_cpu_s()))
 
 
-def drive(replicas: int, shards: int, shard_rows: int, wait_s: int) -> dict[str, Any]:
+def drive(replicas: int, shards: int, shard_rows: int, wait_s: float) -> dict[str, Any]:
     """A run of so many shards per replica."""
     clocks = Clocks()
     with tempfile.TemporaryDirectory() as folder:
@@ -97,25 +97,23 @@ def _ray_cpu_s() -> float:
     return sum(sum(map(int, stat[11:13])) for stat in process_stats() if int(stat[1]) == os.getpid()) / TICKS_PER_S
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Parse arguments, measure, print."""
-    parser = argparse.ArgumentParser(description="Driver and Ray under many replicas.")
-    parser.add_argument("--replicas", type=int, default=50)
-    parser.add_argument("--shards", type=int, default=12, help="of each replica (default 12)")
-    parser.add_argument("--wait", type=int, default=4, help="seconds for a shard (default 4)")
-    chosen = parser.parse_args()
+    chosen = options(__doc__ or "", arguments, numbers={"replicas": 50, "shards": 12, "wait": 4})
     access.ensure_token(os.environ, Path.home())
     conditions = machine()
-    plans = {
+    plans: dict[str, tuple[int, int, int, float]] = {
         f"paced, {chosen.replicas} replicas": (chosen.replicas, chosen.shards, PACED_ROWS, chosen.wait),
         "eager, 10 replicas": (10, 20 * chosen.shards, EAGER_ROWS, 0),
         "eager, 2 replicas": (2, 100 * chosen.shards, EAGER_ROWS, 0),
     }
+    if chosen.quick:
+        plans = {"paced, 2 replicas": (2, 2, EAGER_ROWS, 0.1)}
     runs = {}
     for name, plan in plans.items():
         runs[name] = drive(*plan)
         print(f"{name:20}", "  ".join(f"{key} {value}" for key, value in runs[name].items()), flush=True)
-    print(write_result("replicas", {"machine": conditions, "runs": runs}))
+    print(write_result("replicas", {"machine": conditions, "runs": runs}, chosen.quick))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Who may talk to Ray: the token, who can read it, on which addresses Ray listens, and which Ray is too old.
 
-Ray reads its environment when it is imported, so `prepare` comes before that. It knows no Ray, and never reads a token,
-so that none can get into a message or a log.
+Ray reads its environment when it is imported, so `prepare` comes before that. It knows no Ray but a question
+that every head answers, and never reads a token, so that none can get into a message or a log.
 """
 
 from __future__ import annotations
@@ -70,6 +70,30 @@ def check_version(version: str) -> None:
             "crafted Parquet files (CVE-2026-41486) or start without a token.",
             "Install another: pip install 'ray[default]>=2.60,<2.64'",
         )
+
+
+def check_asked(environ: Mapping[str, str], address: str) -> None:
+    """Make sure that a cluster at `host:port` asks for the token that is shown to it; other addresses are not checked.
+
+    With a token the driver asks for one too. Processes of a cluster without have none, and no replica would start.
+
+    Raises:
+        ClusterError: it answers without a token.
+    """
+    if environ.get("RAY_AUTH_MODE", "").lower() != "token" or "/" in address or ":" not in address:
+        return
+    import grpc
+
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=10)
+        except grpc.RpcError:  # it asks for one, or speaks TLS
+            return
+    raise ClusterError(
+        f"the Ray cluster at RAY_ADDRESS={address} has no token authentication, and would find no way back to a driver "
+        "that has.",
+        "Start it with a token (docs/security.md), or `export RAY_AUTH_MODE=disabled` here.",
+    )
 
 
 def refused(environ: Mapping[str, str], address: str) -> str:

@@ -374,6 +374,7 @@ def _connect(address: str) -> None:
             f"no Ray cluster is at RAY_ADDRESS={address}: {error}.",
             "Start it, or unset RAY_ADDRESS to use this machine.",
         ) from error
+    access.check_asked(os.environ, address)
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     except (RuntimeError, ValueError, OSError, RayError) as error:

@@ -13,6 +13,8 @@ import pytest
 from pipeline.access import LOOPBACK, check_version, complaints, ensure_token, prepare, refused
 from pipeline.errors import ClusterError
 from tests.commands import ROOT
+from tests.flows import write_prompts
+from tests.local_ray import ray_head
 
 ALONE = {"RAY_USAGE_STATS_ENABLED": "0", LOOPBACK: "0", "RAY_AUTH_MODE": "token"}
 
@@ -142,3 +144,36 @@ def test_a_ray_of_this_machine_alone_listens_on_loopback_alone_and_the_run_says_
     assert json.loads(done.stdout) == ["127.0.0.1", "::ffff:127.0.0.1"]
     said = f"other users of this machine can read Ray's token {path} (mode 0644): `chmod 600 {path}`"
     assert said in done.stderr.splitlines()
+
+
+JOB = """
+model: demo
+input: {path: %s, id_column: id}
+output: {path: unused}
+strategies: [{name: greedy, type: greedy, max_new_tokens: 2}]
+run: {replicas: 1}
+"""
+
+
+def test_a_cluster_without_authentication_needs_a_driver_without_it_which_warns(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "prompts.parquet", ["Today"])
+    (tmp_path / "job.yaml").write_text(JOB % source)
+    done = {}
+    with ray_head("--num-cpus=1", "--include-dashboard=false", RAY_AUTH_MODE="disabled") as ports:
+        for mode in ("disabled", "token"):
+            shown = {"RAY_ADDRESS": f"127.0.0.1:{ports['port']}", "RAY_AUTH_MODE": mode}
+            command = [sys.executable, "-m", "jobs.generate", str(tmp_path / "job.yaml")]
+            done[mode] = subprocess.run(
+                [*command, "--output", str(tmp_path / mode)],
+                env=os.environ | shown,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+    assert done["disabled"].returncode == 0, done["disabled"].stderr
+    assert (tmp_path / "disabled" / "_SUCCESS").exists()
+    assert "token authentication of Ray is off (RAY_AUTH_MODE)" in done["disabled"].stderr
+    assert done["token"].returncode == 4
+    assert f"{shown['RAY_ADDRESS']} has no token authentication" in done["token"].stderr
+    assert "`export RAY_AUTH_MODE=disabled`" in done["token"].stderr

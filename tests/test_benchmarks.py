@@ -18,6 +18,7 @@ from benchmarks.peers.serving import Work, batches
 from benchmarks.teams import Layout, Peer, layouts, session_cpu_s, team
 from benchmarks.workloads import Workload, ragged, uniform
 from pipeline.tokenizer import Tokenizer
+from tests.commands import ROOT
 
 COMMANDS = (
     "limit",

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pyarrow.parquet as pq
@@ -31,6 +32,7 @@ strategies:
 run: {shard_rows: 1, replicas: 2}
 """
 PROMPTS = ["The quiet fox", "Every bee", "I skip across the", "Today", "Count: one, two,"] * 16
+WholeRun = tuple[subprocess.CompletedProcess[str], dict[str, bytes]]
 
 
 @pytest.fixture
@@ -44,6 +46,12 @@ def job_file(tmp_path: Path) -> Path:
 def batchgen(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | env, check=False)
+
+
+def status(output: Path) -> tuple[int, dict[str, Any]]:
+    """The exit code of `batchgen status --exit-status`, and what it says."""
+    done = batchgen("status", output, "--json", "--exit-status")
+    return done.returncode, json.loads(done.stdout)
 
 
 def started_run(job_file: Path, output: Path) -> subprocess.Popen[bytes]:
@@ -64,18 +72,18 @@ def processes_of_session(leader: int) -> dict[int, str]:
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, bytes]]:
-    """What a run that nothing happens to prints, and the bytes of its parts."""
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
+    """What a run that nothing happens to says, its log as JSON, and the bytes of its parts."""
     folder = tmp_path_factory.mktemp("undisturbed")
     source = write_prompts(folder / "prompts.parquet", PROMPTS)
     (folder / "job.yaml").write_text(JOB % source)
-    done = batchgen("run", folder / "job.yaml", "--output", folder / "out")
+    done = batchgen("run", folder / "job.yaml", "--output", folder / "out", "--log-json")
     assert done.returncode == 0, done.stderr
-    return done.stdout, part_bytes(folder / "out")
+    return done, part_bytes(folder / "out")
 
 
 @pytest.fixture
-def undisturbed(whole_run: tuple[str, dict[str, bytes]]) -> dict[str, bytes]:
+def undisturbed(whole_run: WholeRun) -> dict[str, bytes]:
     return whole_run[1]
 
 
@@ -102,8 +110,21 @@ def test_the_demo_job_runs_resumes_as_finished_and_shows_its_completions(tmp_pat
     assert len(lines) == 4
 
 
-def test_the_query_that_the_summary_prints_works(whole_run: tuple[str, dict[str, bytes]]) -> None:
-    hint = whole_run[0].splitlines()[-1].removeprefix("query it: ")
+def test_with_log_json_every_line_on_stderr_is_an_object_and_each_shard_has_one(
+    whole_run: WholeRun,
+) -> None:
+    lines = [json.loads(line) for line in whole_run[0].stderr.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    shards = [line for line in lines if "part" in line]
+    assert sorted(line["part"] for line in shards) == [f"data/{name}" for name in sorted(whole_run[1])]
+    assert [line["done"] for line in shards] == list(range(1, 81))
+    assert {(line["rows"], line["errors"], line["shards"]) for line in shards} == {(4, 0, 80)}
+
+
+def test_the_query_that_the_summary_prints_works(
+    whole_run: WholeRun,
+) -> None:
+    hint = whole_run[0].stdout.splitlines()[-1].removeprefix("query it: ")
     shown = subprocess.run(hint, shell=True, capture_output=True, text=True, check=True).stdout
     assert "perplexity" in shown
     assert "beams" in shown
@@ -122,14 +143,23 @@ def test_a_driver_killed_half_way_resumes_to_the_undisturbed_bytes(
 ) -> None:
     process = started_run(job_file, tmp_path / "out")
     wait_for_line(process, "done=3/80")
+    code, seen = status(tmp_path / "out")
+    assert (code, seen["state"], seen["shards"]["planned"]) == (6, "in progress", 80)
+    assert 3 <= seen["shards"]["done"] < 80
+    assert seen["driver"].startswith(f"process {process.pid} on ")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     kept = part_bytes(tmp_path / "out")
-    assert 3 <= len(kept) < 80
+    assert seen["shards"]["done"] <= len(kept) < 80
+    code, seen = status(tmp_path / "out")
+    assert (code, seen["state"]) == (4, "stopped")
+    assert len(kept) <= seen["shards"]["done"] < 80  # a replica may have outlived its driver by one
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     resumed = batchgen("run", job_file, "--output", tmp_path / "out")
     assert resumed.returncode == 0, resumed.stderr
     assert "of them already done" in resumed.stderr
+    code, seen = status(tmp_path / "out")
+    assert (code, seen["state"], seen["shards"]["done"], seen["driver"]) == (0, "finished", 80, None)
     assert part_bytes(tmp_path / "out") == undisturbed
     assert kept.items() <= undisturbed.items()
 
