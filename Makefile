@@ -43,7 +43,7 @@ docs-update: $(VENV)/.ready  ## put what comes out into README.md and docs/: out
 	$(BIN)/python -m docs.generate_screenshot
 	$(BIN)/python -m tests.handbook
 
-BENCHMARKS = limit uniform ragged recording shared_prefill beams pipeline growth flow replicas memory engine_memory report scale gpu
+BENCHMARKS = limit uniform ragged recording shared_prefill beams pipeline growth flow replicas memory engine_memory weights report scale gpu
 bench: $(VENV)/.ready  ## speed beside peers and the machine's limit, for hours; one piece e.g. BENCHMARKS=uniform
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 

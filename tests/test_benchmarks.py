@@ -30,8 +30,10 @@ COMMANDS = (
     "pipeline",
     "growth",
     "flow",
+    "replicas",
     "memory",
     "engine_memory",
+    "weights",
     "gpu",
 )
 
@@ -39,6 +41,7 @@ COMMANDS = (
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for Ray's workers, which look in the folder of their driver
 
 
 @pytest.mark.parametrize("name", COMMANDS)
