@@ -56,7 +56,7 @@ class Engine:
         max_slots: most rows decoded together.
         cache_bytes: most bytes of keys and values; one prompt with its beams always fits.
         steps_per_sync: most steps that the device decodes before the host looks at them (`stride`); by default 16 on a
-            GPU and 1, which is as fast there, on a CPU.
+            GPU and 1 on a CPU.
     """
 
     def __init__(

@@ -300,7 +300,8 @@ class Stride:
             )
             scores = process(strategy, scores.float(), context)
         tokens, logprobs = pick(strategy, scores, self._seeds[rows], lengths - num_prompt_tokens)
-        return tokens, logprobs, scores.amax(-1) > BANNED
+        can_ban = changes_scores(strategy)
+        return tokens, logprobs, scores.amax(-1) > BANNED if can_ban else torch.ones_like(tokens, dtype=torch.bool)
 
 
 def _settle(unit: Unit, slot: int, taken: Taken) -> int:
