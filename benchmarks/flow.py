@@ -58,6 +58,7 @@ class Timeline:
     ended: float = 0.0
     cpu_ended: float = 0.0
     shards_s: float = 0.0
+    engine_s: float = 0.0
 
     def start(self, num_rows: int, num_shards: int, done: Collection[Listed]) -> None:
         """The plan is made."""
@@ -68,6 +69,7 @@ class Timeline:
         self.reported = time.perf_counter()
         self.working = min(self.working, self.reported - part.seconds)
         self.shards_s += part.seconds
+        self.engine_s += part.engine_s
 
     def seconds(self) -> dict[str, float]:
         """Of the whole, of each stage, of all shards, which run at the same time, and of CPU."""

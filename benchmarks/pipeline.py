@@ -2,20 +2,21 @@
 
     python -m benchmarks.pipeline [--dtype bfloat16] [--pairs 5] [--quick]
 
-512 prompts of about 64 characters in one Parquet file, 16 new tokens each, greedy, the 10 best alternatives recorded,
+1,024 prompts of about 64 characters in one Parquet file, 16 new tokens each, greedy, the 10 best alternatives recorded,
 shards of 128 rows. The pipeline's time is from the start of the first shard to the report of the last part, without the
-seconds that Ray and the models take to start; the engine gets the same prompts as token ids, all at once.
+seconds that Ray and the models take to start; the engine gets the same prompts as token ids, all at once, in processes
+as new as the replicas. `in_engine` is what the replicas' clocks say: of the time of all replicas, the share that passed
+in the engine's `generate`. The rest is reading, tokenising, writing, and waiting for shards or for the last replica.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -54,7 +55,7 @@ def shape(quick: bool) -> Shape:
     """In earnest, or tiny and without Ray."""
     if quick:
         return Shape(TINY, rows=8, new_tokens=2, shard_rows=4, replicas=(1,))
-    return Shape(GPT2_124M, rows=512, new_tokens=16, shard_rows=128, replicas=(1, len(os.sched_getaffinity(0))))
+    return Shape(GPT2_124M, rows=1024, new_tokens=16, shard_rows=128, replicas=(1, len(os.sched_getaffinity(0))))
 
 
 def make_job(what: Shape, dtype: str, replicas: int, source: Path, output: Path) -> Job:
@@ -71,14 +72,22 @@ def make_job(what: Shape, dtype: str, replicas: int, source: Path, output: Path)
     )
 
 
-def timed_job(job: Job, execute: Executor) -> Timing:
+def timed_job(job: Job, execute: Executor, replicas: int, in_engine: list[float]) -> Timing:
     """Of one run; the CPU seconds of replicas are not known."""
     timeline = Timeline()
     with tempfile.TemporaryDirectory() as folder:
         output = job.output.model_copy(update={"path": folder})
         finished = run(job.model_copy(update={"output": output}), execute, timeline)
     assert finished.manifest["totals"]["errors"] == 0, finished.manifest["totals"]
-    return Timing(round(timeline.reported - timeline.working, 4), 0.0)
+    work_s = timeline.reported - timeline.working
+    in_engine.append(round(timeline.engine_s / work_s / replicas, 4))
+    return Timing(round(work_s, 4), 0.0)
+
+
+def timed_engine(engine: Peer, workload: Workload, model: Path, dtype: str, replicas: int) -> Timing:
+    """The first work of new processes."""
+    with team(engine, workload, model, dtype, Layout(replicas, 1, BATCH)) as processes:
+        return processes()
 
 
 def read_workload(source: Path, what: Shape) -> Workload:
@@ -88,32 +97,25 @@ def read_workload(source: Path, what: Shape) -> Workload:
     return Workload(tuple(map(tuple, prompts)), (what.new_tokens,) * len(prompts))
 
 
-@contextmanager
-def prepared(what: Shape, dtype: str, quick: bool) -> Iterator[tuple[dict[str, Run], Workload]]:
-    """Engine and pipeline with each number of replicas, ready to run, and their work."""
+def measure(dtype: str, pairs: int, quick: bool) -> dict[str, Any]:
+    """Rates of both with one replica and with one on each core."""
+    conditions, what, model = machine(), shape(quick), checkpoint(shape(quick).size)
     engine = Peer("engine", "benchmarks.peers.batchgen", {"strategies": [[{"type": "greedy"}]], "top_k": 10})
-    model = checkpoint(what.size)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        write_input(folder / "input.parquet", what.rows, characters=CHARACTERS)
-        workload = read_workload(folder / "input.parquet", what)
-        runs: dict[str, Run] = {}
-        for replicas in what.replicas:
-            job = make_job(what, dtype, replicas, folder / "input.parquet", folder)
+    in_engine: dict[int, list[float]] = {replicas: [] for replicas in what.replicas}
+    runs: dict[str, Run] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "input.parquet"
+        write_input(source, what.rows, characters=CHARACTERS)
+        workload = read_workload(source, what)
+        for replicas, shares in in_engine.items():
+            job = make_job(what, dtype, replicas, source, Path(folder))
             execute = in_process if quick else RayExecutor(job.run)
-            runs[f"pipeline-{replicas}"] = partial(timed_job, job, execute)
+            runs[f"pipeline-{replicas}"] = partial(timed_job, job, execute, replicas, shares)
             runs[f"engine-{replicas}"] = (
                 here(engine, workload, model, dtype, BATCH)
                 if quick
-                else stack.enter_context(team(engine, workload, model, dtype, Layout(replicas, 1, BATCH)))
+                else partial(timed_engine, engine, workload, model, dtype, replicas)
             )
-        yield runs, workload
-
-
-def measure(dtype: str, pairs: int, quick: bool) -> dict[str, Any]:
-    """Rates of both with one replica and with one on each core."""
-    conditions, what = machine(), shape(quick)
-    with prepared(what, dtype, quick) as (runs, workload):
         rounds = in_turn(runs, pairs)
     most = what.replicas[-1]
     return {
@@ -124,6 +126,7 @@ def measure(dtype: str, pairs: int, quick: bool) -> dict[str, Any]:
         "work": workload.described(),
         "tokens_per_s": rates(rounds, workload.num_tokens),
         "share_of_engine": {each: ratio(rounds, f"engine-{each}", f"pipeline-{each}") for each in what.replicas},
+        "in_engine": {each: {"median": median(shares), "all": shares} for each, shares in in_engine.items()},
         "times_one_replica": {name: ratio(rounds, f"{name}-1", f"{name}-{most}") for name in ("engine", "pipeline")},
         "rounds": [{name: timing._asdict() for name, timing in each.items()} for each in rounds],
     }
@@ -137,7 +140,11 @@ def main(arguments: list[str] | None = None) -> None:
         for name, rate in result["tokens_per_s"].items():
             print(f"{dtype:10} {name:14} {rate:8.1f} tokens/s")
         for replicas, share in result["share_of_engine"].items():
-            print(f"{dtype:10} {replicas} replica(s): {share['median']:.1%} of the engine's own rate")
+            in_engine = result["in_engine"][replicas]["median"]
+            print(
+                f"{dtype:10} {replicas} replica(s): {share['median']:.1%} of the engine's own rate, "
+                f"{in_engine:.1%} of their time in the engine"
+            )
         print(f"{dtype:10} all replicas against one: {result['times_one_replica']['pipeline']['median']:.2f} times")
         print(write_result(f"pipeline-{dtype}", result, chosen.quick))
 
