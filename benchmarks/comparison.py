@@ -22,6 +22,7 @@ from benchmarks.workloads import Workload
 
 OURS, LIMIT = "batchgen", "linears"
 BATCHES = {"transformers": (32, 64, 128), "vllm": (128,), "ctranslate2": (32, 64, 128)}
+REFILLING = {"vllm"}  # gives a row that has ended to the next prompt, so any batch can be tried on few prompts
 OUR_BATCH = 128
 
 
@@ -68,7 +69,8 @@ def answer(question: Question, arguments: list[str] | None) -> None:
         ours = Peer(OURS, "benchmarks.peers.batchgen", question.ours)
         result = measure(question.case(dtype, chosen.quick), ours, peers, chosen.pairs)
         show(result)
-        print(write_result(f"{question.name}-{dtype}", result, chosen.quick))
+        only = "" if len(chosen.only) == len(BATCHES) else f"-{'-'.join(chosen.only)}"  # replaces no whole result
+        print(write_result(f"{question.name}-{dtype}{only}", result, chosen.quick))
 
 
 def compare(case: Case, ours: Peer, peers: Sequence[Peer], pairs: int) -> dict[str, Any]:
@@ -104,7 +106,8 @@ def compare_here(case: Case, ours: Peer, peers: Sequence[Peer], pairs: int) -> d
 def best_layout(case: Case, peer: Peer, cores: int) -> tuple[Layout, list[dict[str, Any]]]:
     """The fastest layout on the trial, and what every one reached."""
     tried = []
-    for layout in layouts(cores, len(case.trial.prompts), BATCHES[peer.name]):
+    rows = len((case.workload if peer.name in REFILLING else case.trial).prompts)
+    for layout in layouts(cores, rows, BATCHES[peer.name]):
         with team(peer, case.trial, case.checkpoint, case.dtype, layout) as started:
             seconds = min(started().wall_s for _ in range(2))  # vLLM's first run is a third slower
         tried.append((case.trial.num_tokens / seconds, layout))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.ranking import rank, top_k
+from pipeline.engine.ranking import plain_top_k, rank, top_k
 
 INF = float("inf")
 few_values = st.sampled_from([-INF, -2.0, -1.0, 0.0, 1.0, 1.5])  # few of them, so that most rows have ties
@@ -40,6 +40,18 @@ def test_ties_across_the_border_keep_the_lower_token_ids() -> None:
 def test_a_row_without_any_opinion_gives_the_first_ids_where_torch_topk_gives_any() -> None:
     scores = torch.zeros(1, 1000)
     assert top_k(scores, 5)[1].tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_plain_torch_finds_the_best_of_a_long_row_in_the_blocks_that_hold_them() -> None:
+    torch.manual_seed(0)
+    scores = torch.randint(-3, 3, (6, 2001)).float()  # ties everywhere, and a last block of 17 tokens
+    scores[scores < 0] = -INF
+    scores[0] = -INF
+    scores[1, 2000] = 9.0
+    for k in (1, 10, 31):
+        values, ids = plain_top_k(scores, k)
+        assert ids.tolist() == [sorted_ids(row)[:k] for row in scores.tolist()]
+        assert values.tolist() == scores.gather(-1, ids).tolist()
 
 
 def test_k_of_the_vocabulary_or_more_gives_the_whole_row_in_order() -> None:

@@ -88,8 +88,9 @@ def score(logits: Tensor, measures: Measures, rows: Tensor, tokens: Tensor) -> t
         rows, tokens: (N,) int64.
     """
     logprobs = logits[rows, tokens].float() - measures.log_normalisers[rows]
-    recorded = measures.top_token_ids[rows.cpu().numpy()] == tokens.cpu().numpy()[:, None]  # (N, K)
-    ranks = recorded.argmax(-1) + 1 if recorded.shape[1] else np.zeros(len(tokens), np.int64)
+    known = measures.top_token_ids if measures.num_alternatives else measures.best[:, None].cpu().numpy()
+    recorded = known[rows.cpu().numpy()] == tokens.cpu().numpy()[:, None]  # (N, K), or (N, 1)
+    ranks = recorded.argmax(-1) + 1
     missing = torch.from_numpy(np.flatnonzero(~recorded.any(-1))).to(rows.device)
     if len(missing):
         ranks[missing.cpu().numpy()] = rank(logits, rows[missing], tokens[missing]).cpu().numpy()
