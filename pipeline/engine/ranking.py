@@ -40,7 +40,7 @@ def plain_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     if 2 * k * _BLOCK > scores.shape[1]:
         return _top_k_of_all(scores, k)
-    blocks = F.pad(scores, (0, -scores.shape[1] % _BLOCK), value=-torch.inf).view(len(scores), -1, _BLOCK)
+    blocks = F.pad(scores, (0, -scores.shape[1] % _BLOCK), value=-torch.inf).reshape(len(scores), -1, _BLOCK)
     chosen = _top_k_of_all(blocks.amax(-1), k)[1].sort(-1).values  # (B, K), so that places are in the order of ids
     values, places = _top_k_of_all(blocks.gather(1, chosen[..., None].expand(-1, -1, _BLOCK)).flatten(1), k)
     return values, _BLOCK * chosen.gather(-1, places // _BLOCK) + places % _BLOCK
