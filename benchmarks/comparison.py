@@ -21,7 +21,7 @@ from benchmarks.teams import Layout, Peer, here, is_there, layouts, team
 from benchmarks.workloads import Workload
 
 OURS, LIMIT = "batchgen", "linears"
-BATCHES = {"transformers": (32, 64, 128), "vllm": (128,), "ctranslate2": (32, 64, 128)}
+BATCHES = {"transformers": (32, 64, 128), "vllm": (64, 128), "ctranslate2": (32, 64, 128)}
 REFILLING = {"vllm"}  # gives a row that has ended to the next prompt, so any batch can be tried on few prompts
 OUR_BATCH = 128
 
