@@ -2,7 +2,7 @@
 
     python -m benchmarks.pipeline [--dtype bfloat16] [--pairs 5] [--quick]
 
-1,024 prompts of about 64 characters in one Parquet file, 16 new tokens each, greedy, the 10 best alternatives recorded,
+2,048 prompts of about 64 characters in one Parquet file, 16 new tokens each, greedy, the 10 best alternatives recorded,
 shards of 128 rows. The pipeline's time is from the start of the first shard to the report of the last part, without the
 seconds that Ray and the models take to start; the engine gets the same prompts as token ids, all at once, in processes
 as new as the replicas. `in_engine` is what the replicas' clocks say: of the time of all replicas, the share that passed
@@ -55,7 +55,7 @@ def shape(quick: bool) -> Shape:
     """In earnest, or tiny and without Ray."""
     if quick:
         return Shape(TINY, rows=8, new_tokens=2, shard_rows=4, replicas=(1,))
-    return Shape(GPT2_124M, rows=1024, new_tokens=16, shard_rows=128, replicas=(1, len(os.sched_getaffinity(0))))
+    return Shape(GPT2_124M, rows=2048, new_tokens=16, shard_rows=128, replicas=(1, len(os.sched_getaffinity(0))))
 
 
 def make_job(what: Shape, dtype: str, replicas: int, source: Path, output: Path) -> Job:
