@@ -18,6 +18,7 @@ from pipeline.engine import attention, native
 from pipeline.engine.filters import plain_keep_mass, plain_pack
 from pipeline.engine.measure import plain_measure
 from pipeline.engine.native.build import library_path
+from pipeline.engine.norm import Norm, plain_add_norm
 from pipeline.engine.ranking import plain_rank, plain_top_k
 from pipeline.engine.sampling import plain_draw
 
@@ -206,6 +207,28 @@ def test_what_lies_past_a_row_is_not_looked_at_and_nan_inside_it_shows() -> None
     assert KERNELS.attend(fused, keys, values, torch.tensor([3]), 0.25).isfinite().all()
     keys[0, 0, 1] = float("nan")
     assert KERNELS.attend(fused, keys, values, torch.tensor([3]), 0.25).isnan().all()
+
+
+@laws
+@given(rows=st.integers(1, 3), width=st.sampled_from([1, 2, 31, 32, 33, 80, 768]), seed=st.integers(0, 99), dtype=dtypes)
+def test_a_sum_and_its_norm_are_those_of_plain_torch(rows: int, width: int, seed: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, update = ((torch.randn((rows, width), generator=generator) * 4 + 1).to(dtype) for _ in range(2))
+    norm = Norm(*(torch.randn(width, generator=generator).to(dtype) for _ in range(2)), epsilon=1e-5)
+    found_sum, expected_sum = x.clone(), x.clone()
+    assert KERNELS is not None
+    found, expected = KERNELS.add_norm(found_sum, update, norm), plain_add_norm(expected_sum, update, norm)
+    assert torch.equal(found_sum, expected_sum)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5 if dtype == torch.float32 else 2**-7)
+
+
+def test_a_broken_row_is_not_normalised_and_spoils_no_other() -> None:
+    assert KERNELS is not None
+    x = torch.randn(3, 64).to(torch.bfloat16)
+    x[1, 7] = float("nan")
+    normed = KERNELS.add_norm(x, torch.zeros_like(x), Norm(x[0], x[2], 1e-5))
+    assert x.isnan().sum(-1).tolist() == [0, 1, 0]
+    assert normed.isnan().sum(-1).tolist() == [0, 64, 0]
 
 
 # building

@@ -6,6 +6,7 @@ from the row); `top_k`, alternatives recorded per step, or None: the step choose
 
 from __future__ import annotations
 
+import gc
 from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
@@ -38,6 +39,7 @@ def prepare(work: Work) -> Once:
         max_slots=work["batch"],
         cache_bytes=2 << 30 if work["device"] == "cpu" else whole_cache,
     )
+    gc.freeze()  # as a replica does
     calls = [_requests(work, strategies) for strategies in work["options"]["strategies"]]
 
     def once() -> int:

@@ -21,17 +21,10 @@ from torch import Tensor
 from pipeline.engine.attention import NewTokens, PromptTokens
 from pipeline.engine.cache import Memory, SlotCache
 from pipeline.engine.linear import ACTIVATIONS, Activation, Linear, linear
+from pipeline.engine.norm import Norm
 from pipeline.errors import ModelError
 
 PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}  # of prompts that go through the model together; a longer one goes alone
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """A layer norm's scale and shift, (E,) each."""
-
-    weight: Tensor
-    bias: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +61,14 @@ class GPT2:
         self.head_size = int(config.n_embd // config.n_head)
         self.num_positions = int(config.n_positions)
         self.vocab_size = int(config.vocab_size)
-        self.epsilon: float = config.layer_norm_epsilon
         self.wte = tensors["transformer.wte.weight"]  # (V, E)
         self.wpe = tensors["transformer.wpe.weight"]  # (positions, E)
         self.head = tensors["lm_head.weight"]  # (V, E)
         self._logits = linear(self.head, None)
-        self.ln_f = Norm(tensors["transformer.ln_f.weight"], tensors["transformer.ln_f.bias"])
         self.blocks = [self._block(tensors, index, config) for index in range(config.n_layer)]
+        self.ln_f = Norm(
+            tensors["transformer.ln_f.weight"], tensors["transformer.ln_f.bias"], config.layer_norm_epsilon
+        )
 
     def _block(self, tensors: dict[str, Tensor], index: int, config: Any) -> Block:
         def pair(name: str) -> tuple[Tensor, Tensor]:
@@ -89,10 +83,10 @@ class GPT2:
         if config.scale_attn_by_inverse_layer_idx:
             scale /= index + 1
         return Block(
-            ln_1=Norm(*pair("ln_1")),
+            ln_1=Norm(*pair("ln_1"), config.layer_norm_epsilon),
             attn_in=dense("attn.c_attn"),
             attn_out=dense("attn.c_proj"),
-            ln_2=Norm(*pair("ln_2")),
+            ln_2=Norm(*pair("ln_2"), config.layer_norm_epsilon),
             mlp_in=dense("mlp.c_fc", _activation(config)),
             mlp_out=dense("mlp.c_proj"),
             scale=scale,
@@ -185,17 +179,17 @@ class GPT2:
         input_ids = torch.as_tensor(ids, device=self.device)
         cache.token_ids[tokens.slots, tokens.positions] = input_ids
         x = F.embedding(input_ids, self.wte) + F.embedding(tokens.positions, self.wpe)  # (N, E)
+        normed = self.blocks[0].ln_1(x)
         kept = {}
         for layer, block in enumerate(self.blocks):
             if layer in early:
-                kept[layer] = self._norm(self.ln_f, x)
-            fused = block.attn_in(self._norm(block.ln_1, x))  # (N, 3E)
-            x += block.attn_out(tokens.attend(fused, cache.keys[layer], cache.values[layer], block.scale))
-            x += block.mlp_out(block.mlp_in(self._norm(block.ln_2, x)))
-        return States(self._norm(self.ln_f, x), kept)
-
-    def _norm(self, norm: Norm, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (x.shape[-1],), norm.weight, norm.bias, self.epsilon)
+                kept[layer] = self.ln_f(x)
+            mixed = tokens.attend(block.attn_in(normed), cache.keys[layer], cache.values[layer], block.scale)
+            normed = block.ln_2.after_adding(x, block.attn_out(mixed))
+            is_last = layer == len(self.blocks) - 1
+            next_norm = self.ln_f if is_last else self.blocks[layer + 1].ln_1
+            normed = next_norm.after_adding(x, block.mlp_out(block.mlp_in(normed)))
+        return States(normed, kept)
 
 
 def load_model(folder: str, dtype: str, device: str) -> GPT2:

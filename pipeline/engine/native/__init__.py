@@ -4,7 +4,7 @@
 there is no C++ compiler, or `BATCHGEN_KERNELS=torch` says so, it gives None and the engine runs plain torch; the token
 ids are the same, the recorded numbers agree to rounding. Each kernel is a drop-in for the plain function it names.
 
-Shape letters: B rows, H heads, D head size, T positions, V vocabulary, K kept, N chosen tokens.
+Shape letters: B rows, E width, H heads, D head size, T positions, V vocabulary, K kept, N chosen tokens.
 """
 
 from __future__ import annotations
@@ -13,17 +13,23 @@ import ctypes
 import logging
 import os
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pipeline.engine.native.build import library_path
 
+if TYPE_CHECKING:
+    from pipeline.engine.norm import Norm
+
 log = logging.getLogger(__name__)
 
 _SIGNATURES = {
     "attend_float32": "ppppiiiifp",
     "attend_bfloat16": "ppppiiiifp",
+    "add_norm_float32": "ppppiifp",
+    "add_norm_bfloat16": "ppppiifp",
     "measure_float32": "piiipppp",
     "measure_bfloat16": "piiipppp",
     "top_k_float32": "piiipp",
@@ -53,6 +59,12 @@ class Kernels:
         out = torch.empty((len(fused), heads * size), dtype=fused.dtype)
         shape = len(fused), heads, size, num_positions
         self._call(_typed("attend", fused), fused, keys, values, positions, *shape, scale, out)
+        return out
+
+    def add_norm(self, x: Tensor, update: Tensor, norm: Norm) -> Tensor:
+        """`norm.plain_add_norm`."""
+        out = torch.empty_like(x)
+        self._call(_typed("add_norm", x), x, update, norm.weight, norm.bias, *x.shape, norm.epsilon, out)
         return out
 
     def measure(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

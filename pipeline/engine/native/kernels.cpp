@@ -1,7 +1,8 @@
 // What a decode step does besides matrix products, each in one pass over memory, on one thread.
 //
 // Every function here has a plain counterpart in torch that defines what it computes; see `native/__init__.py`. Tensors
-// are contiguous unless a stride is given. Shape letters: B rows, H heads, D head size, T positions, V vocabulary, K kept.
+// are contiguous unless a stride is given. Shape letters: B rows, E width, H heads, D head size, T positions, V
+// vocabulary, K kept.
 
 #include <algorithm>
 #include <cmath>
@@ -17,6 +18,7 @@ constexpr float INF = std::numeric_limits<float>::infinity();
 constexpr int LANES = 16;
 typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 
 inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
 inline Floats broadcast(float value) { return value - Floats{}; }
@@ -87,25 +89,26 @@ struct Pair {
 
 inline Pair load_pair(const float* from) { return {load(from), load(from + LANES)}; }
 inline Pair load_pair(const BFloat16* from) {
-    typedef uint32_t Words __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
     const Words words = *reinterpret_cast<const Words*>(from);
     const Words even = words << 16, odd = words & 0xFFFF0000;
     return {reinterpret_cast<const Floats&>(even), reinterpret_cast<const Floats&>(odd)};
 }
 
-inline void store(float* to, float value) { *to = value; }
-inline void store(BFloat16* to, float value) {  // round to nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    const bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
-    to->bits = is_nan ? 0x7FC0 : (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+// As bfloat16, rounded to nearest, ties to even.
+inline Words rounded(Floats values) {
+    const Words bits = reinterpret_cast<const Words&>(values);
+    return values == values ? (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 : Words{} + 0x7FC0;
 }
 
+inline void store(float* to, float value) { *to = value; }
+inline void store(BFloat16* to, float value) { to->bits = rounded(broadcast(value))[0]; }
+
 inline void store_pair(float* to, const Pair& pair) {
-    for (int lane = 0; lane < LANES; ++lane) store(to + lane, pair.first[lane]), store(to + LANES + lane, pair.second[lane]);
+    *reinterpret_cast<Floats*>(to) = pair.first;
+    *reinterpret_cast<Floats*>(to + LANES) = pair.second;
 }
 inline void store_pair(BFloat16* to, const Pair& pair) {
-    for (int lane = 0; lane < LANES; ++lane) store(to + 2 * lane, pair.first[lane]), store(to + 2 * lane + 1, pair.second[lane]);
+    *reinterpret_cast<Words*>(to) = rounded(pair.first) | rounded(pair.second) << 16;
 }
 
 // Adds each block of STEP lanes to the next one, those of `left` into even blocks and those of `right` into odd ones.
@@ -146,17 +149,27 @@ inline Floats product(const float* query, const Element* key, int64_t size) {
     return sums;
 }
 
-// Products of a query with `count` keys (T, D); `scores` has room for LANES more.
+// Asks for elements that are read soon, into the second-level cache: there may be more of them than the first one holds.
 template <typename Element>
-inline void multiply(const float* query, const Element* keys, int64_t count, int64_t size, float* scores) {
+inline void prefetch(const Element* from, int64_t count) {
+    constexpr int64_t LINE = 64 / sizeof(Element);
+    for (int64_t at = 0; at < count; at += LINE) __builtin_prefetch(from + at, 0, 2);
+}
+
+// Products of a query with `count` keys (T, D); `scores` has room for LANES more. Meanwhile as much of `next` is fetched.
+template <typename Element>
+inline void multiply(const float* query, const Element* keys, int64_t count, int64_t size, float* scores,
+                     const Element* next) {
     Floats sums[LANES];
     int64_t start = 0;
     for (; start + LANES <= count; start += LANES) {
+        prefetch(next + start * size, LANES * size);
 #pragma GCC unroll 16
         for (int t = 0; t < LANES; ++t) sums[t] = product(query, keys + (start + t) * size, size);
         *reinterpret_cast<Floats*>(scores + start) = totals(sums);
     }
     if (start == count) return;
+    prefetch(next + start * size, (count - start) * size);
     for (int t = 0; t < LANES; ++t) sums[t] = start + t < count ? product(query, keys + (start + t) * size, size) : Floats{};
     *reinterpret_cast<Floats*>(scores + start) = totals(sums);
 }
@@ -176,12 +189,14 @@ inline float exponentials(float* scores, int64_t count) {
 }
 
 // Sum of the rows of `values` (T, D) by their weights, from column `d` on: N pairs of vectors of columns at a time.
+// Meanwhile as much of `next` is fetched.
 template <int N, typename Element>
 inline int64_t mix_columns(int64_t d, const Element* values, int64_t size, const float* weights, int64_t count,
-                           float scale, Element* out) {
+                           float scale, Element* out, const Element* next) {
     for (; d + N * PAIR <= size; d += N * PAIR) {
         Pair sums[N] = {};
         for (int64_t t = 0; t < count; ++t) {
+            prefetch(next + t * size + d, N * PAIR);
             for (int n = 0; n < N; ++n) {
                 const Pair pair = load_pair(values + t * size + d + n * PAIR);
                 sums[n].first += weights[t] * pair.first;
@@ -193,10 +208,11 @@ inline int64_t mix_columns(int64_t d, const Element* values, int64_t size, const
     return d;
 }
 
-// One query of one head against the first `count` keys and values of a slot, each (T, D).
+// One query of one head against the first `count` keys and values of a slot, each (T, D). Memory is slower than this reads:
+// the values are fetched while the keys are in use, and the keys of the next head while the values are.
 template <typename Element, int FIXED>
 inline void attend_head(const Element* query, const Element* keys, const Element* values, int64_t count, int64_t size,
-                        float scale, float* scores, float* scaled, Element* out) {
+                        float scale, float* scores, float* scaled, Element* out, const Element* next_keys) {
     const int64_t d_size = FIXED ? FIXED : size;
     int64_t d = 0;
     for (; d + PAIR <= d_size; d += PAIR) {
@@ -205,10 +221,10 @@ inline void attend_head(const Element* query, const Element* keys, const Element
         *reinterpret_cast<Floats*>(scaled + d + LANES) = pair.second * scale;
     }
     for (; d < d_size; ++d) scaled[d] = to_float(query[d]) * scale;
-    multiply(scaled, keys, count, d_size, scores);
+    multiply(scaled, keys, count, d_size, scores, values);
     const float share = 1 / exponentials(scores, count);
-    d = mix_columns<2>(0, values, d_size, scores, count, share, out);
-    d = mix_columns<1>(d, values, d_size, scores, count, share, out);
+    d = mix_columns<2>(0, values, d_size, scores, count, share, out, next_keys);
+    d = mix_columns<1>(d, values, d_size, scores, count, share, out, next_keys);
     for (; d < d_size; ++d) {
         float sum = 0;
         for (int64_t t = 0; t < count; ++t) sum += scores[t] * to_float(values[t * d_size + d]);
@@ -230,7 +246,8 @@ void attend_rows(const Element* fused, Element* keys, Element* values, const int
             std::memcpy(keys + newest, query + width, d_size * sizeof(Element));
             std::memcpy(values + newest, query + 2 * width, d_size * sizeof(Element));
             attend_head<Element, FIXED>(query, keys + start, values + start, positions[row] + 1, d_size, scale,
-                                        scores.data(), scaled.data(), out + row * width + head * d_size);
+                                        scores.data(), scaled.data(), out + row * width + head * d_size,
+                                        keys + start + num_positions * d_size);
         }
     }
 }
@@ -240,6 +257,47 @@ void attend(const Element* fused, Element* keys, Element* values, const int64_t*
             int64_t rows, int64_t heads, int64_t size, int64_t num_positions, float scale, Element* out) {
     const auto chosen = size == 64 ? attend_rows<Element, 64> : attend_rows<Element, 0>;
     chosen(fused, keys, values, positions, rows, heads, size, num_positions, scale, out);
+}
+
+// Adds `update` to `x`, both (B, E), and normalises each row of the sum.
+template <typename Element>
+void add_norm(Element* x, const Element* update, const Element* weight, const Element* bias, int64_t rows, int64_t width,
+              float epsilon, Element* out) {
+    const int64_t whole = width / PAIR * PAIR;  // of pairs
+    std::vector<float> centred(width);
+    for (int64_t row = 0; row < rows; ++row, x += width, update += width, out += width) {
+        Floats sums{}, squares{};
+        for (int64_t e = 0; e < whole; e += PAIR) {
+            const Pair old = load_pair(x + e), added = load_pair(update + e);
+            store_pair(x + e, {old.first + added.first, old.second + added.second});
+            const Pair sum = load_pair(x + e);  // as it is kept: rounded
+            sums += sum.first + sum.second;
+            store_pair(centred.data() + e, sum);
+        }
+        for (int64_t e = whole; e < width; ++e) {
+            store(x + e, to_float(x[e]) + to_float(update[e]));
+            sums[0] += centred[e] = to_float(x[e]);
+        }
+        const float mean = total(sums) / width;
+        for (int64_t e = 0; e < whole; e += LANES) {
+            const Floats below = load(centred.data() + e) - mean;
+            *reinterpret_cast<Floats*>(centred.data() + e) = below;
+            squares += below * below;
+        }
+        for (int64_t e = whole; e < width; ++e) {
+            centred[e] -= mean;
+            squares[0] += centred[e] * centred[e];
+        }
+        const float scale = 1 / std::sqrt(total(squares) / width + epsilon);
+        for (int64_t e = 0; e < whole; e += PAIR) {
+            const Pair by = load_pair(weight + e), shift = load_pair(bias + e);
+            store_pair(out + e, {load(centred.data() + e) * scale * by.first + shift.first,
+                                 load(centred.data() + e + LANES) * scale * by.second + shift.second});
+        }
+        for (int64_t e = whole; e < width; ++e) {
+            store(out + e, centred[e] * scale * to_float(weight[e]) + to_float(bias[e]));
+        }
+    }
 }
 
 struct Scored {
@@ -506,6 +564,17 @@ void attend_bfloat16(const BFloat16* fused, BFloat16* keys, BFloat16* values, co
                      int64_t rows, int64_t heads, int64_t size, int64_t num_positions,
                      float scale, BFloat16* out) {
     attend(fused, keys, values, positions, rows, heads, size, num_positions, scale, out);
+}
+
+// Add `update` to `x`, both (B, E), in place, and normalise the sum into `out`; `weight`, `bias` (E,).
+void add_norm_float32(float* x, const float* update, const float* weight, const float* bias, int64_t rows, int64_t width,
+                      float epsilon, float* out) {
+    add_norm(x, update, weight, bias, rows, width, epsilon, out);
+}
+
+void add_norm_bfloat16(BFloat16* x, const BFloat16* update, const BFloat16* weight, const BFloat16* bias, int64_t rows,
+                       int64_t width, float epsilon, BFloat16* out) {
+    add_norm(x, update, weight, bias, rows, width, epsilon, out);
 }
 
 // Per row of `logits` (B, V): log-sum-exp and entropy (B,), and the k best tokens with their logits (B, K).
