@@ -153,7 +153,7 @@ def _download(name: str, revision: str | None) -> Path:
     except OSError as error:
         raise ModelError(
             f"model `{name}` cannot be downloaded from the hub: {error}.",
-            "Free space for it and run the command again.",
+            "Make room for it, or mend what this names, and run the command again.",
         ) from error
     except ValueError as error:  # not a possible repository name
         raise ModelError(

@@ -94,9 +94,8 @@ def scan(config: InputConfig, other_uses: Sequence[Use] = ()) -> Dataset:
     scanned = [_scan_file(file, name, uses, config) for file, name in zip(found, names, strict=True)]
     files = tuple(one.file for one in scanned)
     if not any(file.num_rows for file in files):
-        raise InputError(
-            f"`input.path` has no rows ({len(files)} files, the first {files[0].path}).", "Point it at data that has."
-        )
+        num = f"{len(files)} file{'s' * (len(files) != 1)}"
+        raise InputError(f"`input.path` has no rows ({num}, the first {files[0].path}).", "Point it at data that has.")
     types = _common_types(scanned)
     others = tuple(dict.fromkeys(use.column for use in other_uses))
     dataset = Dataset(config, files, _kept_schema(config, types, files), others)

@@ -53,8 +53,9 @@ def _lines(found: Forecast) -> list[tuple[str, str]]:
     plan = found.plan
     done = f" · {found.num_done:,} of them done" if found.num_done else ""
     whole = "all rows" if found.is_exact else f"a sample of {found.num_sampled:,} rows"
+    num_files = len(plan.dataset.files)
     lines = [
-        ("input", f"{len(plan.dataset.files):,} files · {plan.dataset.num_rows:,} rows"),
+        ("input", f"{num_files:,} file{'s' * (num_files != 1)} · {plan.dataset.num_rows:,} rows"),
         ("prompts", f"{_prompts(found)} · {whole}"),
         ("output", f"{found.folder} · {plan.num_output_rows:,} rows"),
         ("shards", f"{len(plan.shards):,} of up to {plan.shard_rows:,} rows{done}"),

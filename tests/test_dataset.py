@@ -314,7 +314,7 @@ def test_mixed_formats_are_refused(tmp_path: Path) -> None:
 def test_an_input_without_rows_is_refused(tmp_path: Path) -> None:
     path = parquet(tmp_path, prompt=pa.array([], pa.string()))
 
-    assert error(path) == f"`input.path` has no rows (1 files, the first {path}). Point it at data that has."
+    assert error(path) == f"`input.path` has no rows (1 file, the first {path}). Point it at data that has."
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])

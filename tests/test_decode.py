@@ -547,10 +547,15 @@ class Watched(GPT2):
         return super().new_cache(slots, positions, memory)
 
     def prefill(
-        self, cache: SlotCache, first_slot: int, prompts: Sequence[tuple[int, ...]], early: Collection[int] = ()
+        self,
+        cache: SlotCache,
+        first_slot: int,
+        prompts: Sequence[tuple[int, ...]],
+        early: Collection[int] = (),
+        num_last: Sequence[int] | None = None,
     ) -> list[States]:
         self.prefills.append(list(prompts))
-        return super().prefill(cache, first_slot, prompts, early)
+        return super().prefill(cache, first_slot, prompts, early, num_last)
 
 
 def watched_engine(source: GPT2LMHeadModel, **settings: Any) -> tuple[Engine, Watched]:

@@ -94,6 +94,21 @@ def test_tokens_decoded_one_at_a_time_equal_transformers(values: dict[str, Any])
         torch.testing.assert_close(logits, reference(source, row), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
+def test_the_last_states_alone_equal_those_of_all_tokens(values: dict[str, Any]) -> None:
+    model, prompts = GPT2(source_model(**values)), [*uneven_prompts(7, vocab_size=50), (1,), tuple(range(40))]
+    num_last = [min(len(prompt), 1 + index % 3) for index, prompt in enumerate(prompts)]
+    caches = [model.new_cache(len(prompts), model.num_positions) for _ in range(2)]
+    with torch.inference_mode():
+        whole = model.prefill(caches[0], 0, prompts, early=[0])
+        ends = model.prefill(caches[1], 0, prompts, early=[0], num_last=num_last)
+    for all_states, states, count in zip(whole, ends, num_last, strict=True):
+        torch.testing.assert_close(states.last, all_states.last[-count:], atol=1e-5, rtol=0)
+        assert torch.equal(states.early[0], all_states.early[0])
+    assert torch.equal(caches[0].keys, caches[1].keys)
+    assert torch.equal(caches[0].values, caches[1].values)
+
+
 def test_every_variant_differs_from_the_plain_model() -> None:
     prompt = tuple(range(30))
     plain = reference(source_model(), prompt)

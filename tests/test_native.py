@@ -210,7 +210,9 @@ def test_what_lies_past_a_row_is_not_looked_at_and_nan_inside_it_shows() -> None
 
 
 @laws
-@given(rows=st.integers(1, 3), width=st.sampled_from([1, 2, 31, 32, 33, 80, 768]), seed=st.integers(0, 99), dtype=dtypes)
+@given(
+    rows=st.integers(1, 3), width=st.sampled_from([1, 2, 31, 32, 33, 80, 768]), seed=st.integers(0, 99), dtype=dtypes
+)
 def test_a_sum_and_its_norm_are_those_of_plain_torch(rows: int, width: int, seed: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
     x, update = ((torch.randn((rows, width), generator=generator) * 4 + 1).to(dtype) for _ in range(2))

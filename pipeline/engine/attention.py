@@ -30,6 +30,11 @@ class PromptTokens:
         self.slots = self._rows + first_slot
         self.positions = torch.arange(len(self._rows), device=device) - (ends.cumsum(0) - ends)[self._rows]
 
+    def last(self, counts: Sequence[int]) -> Tensor:
+        """Where in the stream the last tokens of each prompt are, so many of each, (M,)."""
+        starts = torch.tensor(self.lengths, device=self.slots.device) - torch.tensor(counts, device=self.slots.device)
+        return (self.positions >= starts[self._rows]).nonzero()[:, 0]
+
     def attend(self, fused: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """Keep keys and values of all tokens, and attend from each to its prompt up to itself.
 

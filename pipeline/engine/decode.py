@@ -26,7 +26,7 @@ from pipeline.engine.stride import Strides, can_stride
 from pipeline.engine.turn import Turn, Unit
 from pipeline.engine.units import Limits, make_units
 from pipeline.records import Completion, FloatArray, Request, Response, RowError, Usage
-from pipeline.strategies import Dola, Score
+from pipeline.strategies import ContrastiveSearch, Dola, Score
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,8 @@ class Engine:
         units = [unit for prompt in by_length for unit in prompt.units]
         prompts = list(dict.fromkeys(prompt for unit in units for prompt in unit.prompts))
         slots = {prompt: slot for slot, prompt in enumerate(prompts, start=first_slot)}
-        states = self.model.prefill(cache, first_slot, prompts, _early(self.model, units))
+        num_last = None if self.with_prompt_logprobs or _looks_back(units) else [1] * len(prompts)
+        states = self.model.prefill(cache, first_slot, prompts, _early(self.model, units), num_last)
         for unit in units:
             root = unit.state.ending.root(tuple(slots[prompt] for prompt in unit.prompts))
             unit.state.begin(root, states[root.slot - first_slot].last)
@@ -265,6 +266,11 @@ def _early(model: GPT2, units: Sequence[Unit]) -> set[int]:
         if isinstance(strategy, Dola)
         for layer in early_layers(strategy, model.num_layers)
     }
+
+
+def _looks_back(units: Sequence[Unit]) -> bool:
+    """Whether a strategy looks at states of the prompt before its end."""
+    return any(isinstance(unit.state.ending.strategy, ContrastiveSearch) for unit in units)
 
 
 def _ends(states: Sequence[States]) -> States:

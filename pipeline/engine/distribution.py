@@ -44,8 +44,8 @@ def next_token_logprobs(model: GPT2, prompts: Sequence[tuple[int, ...]]) -> npt.
 
 def _batch(model: GPT2, prompts: list[tuple[int, ...]]) -> npt.NDArray[np.float64]:
     cache = model.new_cache(len(prompts), max(map(len, prompts)))
-    states = model.prefill(cache, 0, prompts)
-    logits = model.logits(torch.stack([each.last[-1] for each in states]))  # (B, V)
+    states = model.prefill(cache, 0, prompts, num_last=[1] * len(prompts))
+    logits = model.logits(torch.cat([each.last for each in states]))  # (B, V)
     if not bool(torch.isfinite(logits).all()):
         raise ModelError("the model gives logits that are NaN or infinite.", "Get its weights again: they are damaged.")
     logprobs: npt.NDArray[np.float64] = torch.log_softmax(logits.double(), dim=-1).cpu().numpy()

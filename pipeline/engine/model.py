@@ -121,30 +121,45 @@ class GPT2:
         return len(self.blocks)
 
     def prefill(
-        self, cache: SlotCache, first_slot: int, prompts: Sequence[tuple[int, ...]], early: Collection[int] = ()
+        self,
+        cache: SlotCache,
+        first_slot: int,
+        prompts: Sequence[tuple[int, ...]],
+        early: Collection[int] = (),
+        num_last: Sequence[int] | None = None,
     ) -> list[States]:
         """Run whole prompts into the slots from `first_slot` on.
 
         Args:
             early: layers whose states are wanted too.
+            num_last: states of the last layer that are wanted, for the last tokens of each prompt. All by default; with
+                fewer that layer has less to do.
 
         Returns:
-            Hidden states of each prompt, (T, E).
+            Hidden states of each prompt, (T, E); of the last layer (num_last, E).
         """
         states: list[States] = []
+        num_last = num_last or [len(prompt) for prompt in prompts]
         for group in _groups(prompts, PREFILL_TOKENS[torch.device(self.device).type]):
-            states += self._prefill(cache, first_slot + len(states), group, early)
+            start, end = len(states), len(states) + len(group)
+            states += self._prefill(cache, first_slot + start, group, early, num_last[start:end])
         return states
 
     def _prefill(
-        self, cache: SlotCache, first_slot: int, prompts: Sequence[tuple[int, ...]], early: Collection[int]
+        self,
+        cache: SlotCache,
+        first_slot: int,
+        prompts: Sequence[tuple[int, ...]],
+        early: Collection[int],
+        num_last: Sequence[int],
     ) -> Iterator[States]:
         lengths = [len(prompt) for prompt in prompts]
         tokens = PromptTokens(lengths, first_slot, self.device)
-        states = self._forward(cache, tokens, [token for prompt in prompts for token in prompt], early)
+        input_ids = [token for prompt in prompts for token in prompt]
+        states = self._forward(cache, tokens, input_ids, early, tokens.last(num_last))
         cache.lengths[first_slot : first_slot + len(prompts)] = torch.tensor(lengths, device=self.device)
         layers = {layer: torch.split(hidden, lengths) for layer, hidden in states.early.items()}
-        for index, last in enumerate(torch.split(states.last, lengths)):
+        for index, last in enumerate(torch.split(states.last, list(num_last))):
             yield States(last, {layer: hidden[index] for layer, hidden in layers.items()})
 
     def decode(
@@ -173,9 +188,14 @@ class GPT2:
         return self._logits(hidden)
 
     def _forward(
-        self, cache: SlotCache, tokens: PromptTokens | NewTokens, ids: Sequence[int] | Tensor, early: Collection[int]
+        self,
+        cache: SlotCache,
+        tokens: PromptTokens | NewTokens,
+        ids: Sequence[int] | Tensor,
+        early: Collection[int],
+        wanted: Tensor | None = None,
     ) -> States:
-        """A stream of tokens through all layers: N ids -> (N, E)."""
+        """A stream of tokens through all layers: N ids -> (N, E); of some tokens alone, `wanted` (M,), -> (M, E)."""
         input_ids = torch.as_tensor(ids, device=self.device)
         cache.token_ids[tokens.slots, tokens.positions] = input_ids
         x = F.embedding(input_ids, self.wte) + F.embedding(tokens.positions, self.wpe)  # (N, E)
@@ -185,8 +205,10 @@ class GPT2:
             if layer in early:
                 kept[layer] = self.ln_f(x)
             mixed = tokens.attend(block.attn_in(normed), cache.keys[layer], cache.values[layer], block.scale)
-            normed = block.ln_2.after_adding(x, block.attn_out(mixed))
             is_last = layer == len(self.blocks) - 1
+            if is_last and wanted is not None:
+                x, mixed = x[wanted], mixed[wanted]
+            normed = block.ln_2.after_adding(x, block.attn_out(mixed))
             next_norm = self.ln_f if is_last else self.blocks[layer + 1].ln_1
             normed = next_norm.after_adding(x, block.mlp_out(block.mlp_in(normed)))
         return States(normed, kept)

@@ -31,11 +31,9 @@ def score_targets(model: GPT2, requests: Sequence[Request], num_alternatives: in
     for batch in _batches(longest_first, [_num_fed(request) for request in requests]):
         fed = [(*requests[index].prompt_token_ids, *requests[index].target_token_ids)[:-1] for index in batch]
         cache = model.new_cache(len(fed), max(map(len, fed)))
-        states = model.prefill(cache, 0, fed)
-        for row, index in enumerate(batch):
-            request = requests[index]
-            hidden = states[row].last[len(request.prompt_token_ids) - 1 :]
-            scored[index] = _completion(model, hidden, request.target_token_ids, num_alternatives)
+        states = model.prefill(cache, 0, fed, num_last=[len(requests[index].target_token_ids) for index in batch])
+        for index, hidden in zip(batch, states, strict=True):
+            scored[index] = _completion(model, hidden.last, requests[index].target_token_ids, num_alternatives)
     return [scored[index] for index in range(len(requests))]
 
 
