@@ -191,12 +191,33 @@ def test_attention_equals_plain_torch(size: int, heads: int, positions: list[int
     caches = [torch.randn(shape, generator=generator).to(dtype) for _ in range(2)]
     fused = torch.randn((len(positions), 3 * heads * size), generator=generator).to(dtype)
     expected_caches, found_caches = [each.clone() for each in caches], [each.clone() for each in caches]
-    expected = attention.plain_attend(fused, *expected_caches, torch.tensor(positions), size**-0.5, max(positions) + 1)
+    places = torch.arange(len(positions)), torch.tensor(positions)
+    expected = attention.plain_attend(fused, *expected_caches, *places, size**-0.5, max(positions) + 1)
     assert KERNELS is not None
-    found = KERNELS.attend(fused, *found_caches, torch.tensor(positions), size**-0.5)
+    found = KERNELS.attend(fused, *found_caches, *places, size**-0.5)
     torch.testing.assert_close(found, expected, atol=2e-6 if dtype == torch.float32 else 2e-2, rtol=0)
     for kept, expected_kept in zip(found_caches, expected_caches, strict=True):
         assert torch.equal(kept, expected_kept)
+
+
+@laws
+@given(
+    size=st.sampled_from([1, 8, 24, 64, 80]),
+    heads=st.integers(1, 3),
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    dtype=dtypes,
+)
+def test_attention_within_prompts_equals_plain_torch(
+    size: int, heads: int, lengths: list[int], dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    tokens = attention.PromptTokens(lengths, 2, "cpu")
+    fused = torch.randn((sum(lengths), 3 * heads * size), generator=generator).to(dtype)
+    caches = torch.zeros((2, 2, len(lengths) + 2, heads, 40, size), dtype=dtype)
+    expected = tokens.plain_attend(fused, caches[0, 0], caches[0, 1], size**-0.5, max(lengths))
+    found = tokens.attend(fused, caches[1, 0], caches[1, 1], size**-0.5)
+    torch.testing.assert_close(found, expected, atol=2e-6 if dtype == torch.float32 else 3e-2, rtol=0)
+    assert torch.equal(caches[0], caches[1])
 
 
 def test_what_lies_past_a_row_is_not_looked_at_and_nan_inside_it_shows() -> None:
@@ -204,9 +225,10 @@ def test_what_lies_past_a_row_is_not_looked_at_and_nan_inside_it_shows() -> None
     keys, values = torch.randn(2, 1, 1, 8, 16)
     keys[0, 0, 4:], values[0, 0, 4:] = float("nan"), float("nan")
     fused = torch.randn(1, 48)
-    assert KERNELS.attend(fused, keys, values, torch.tensor([3]), 0.25).isfinite().all()
+    places = torch.tensor([0]), torch.tensor([3])
+    assert KERNELS.attend(fused, keys, values, *places, 0.25).isfinite().all()
     keys[0, 0, 1] = float("nan")
-    assert KERNELS.attend(fused, keys, values, torch.tensor([3]), 0.25).isnan().all()
+    assert KERNELS.attend(fused, keys, values, *places, 0.25).isnan().all()
 
 
 @laws
@@ -216,7 +238,8 @@ def test_what_lies_past_a_row_is_not_looked_at_and_nan_inside_it_shows() -> None
 def test_a_sum_and_its_norm_are_those_of_plain_torch(rows: int, width: int, seed: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
     x, update = ((torch.randn((rows, width), generator=generator) * 4 + 1).to(dtype) for _ in range(2))
-    norm = Norm(*(torch.randn(width, generator=generator).to(dtype) for _ in range(2)), epsilon=1e-5)
+    weight, bias = torch.randn((2, width), generator=generator).to(dtype)
+    norm = Norm(weight, bias, 1e-5)
     found_sum, expected_sum = x.clone(), x.clone()
     assert KERNELS is not None
     found, expected = KERNELS.add_norm(found_sum, update, norm), plain_add_norm(expected_sum, update, norm)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pipeline.engine import native
 
+KERNEL_TOKENS = 256  # longest prompt for which the kernel is faster than torch
+
 
 class PromptTokens:
     """Where the tokens of some prompts stand: one after another in the stream, and in the slots from `first_slot` on.
@@ -38,9 +40,6 @@ class PromptTokens:
     def attend(self, fused: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """Keep keys and values of all tokens, and attend from each to its prompt up to itself.
 
-        Prompts are padded on the right for this: under the causal mask no token sees a pad, and what pads leave in the
-        cache lies past the row's length. Theirs are zeros, since NaN shows through a mask.
-
         Args:
             fused: (N, 3HD) queries, keys and values.
             keys, values: (C, H, T, D) of the layer.
@@ -48,8 +47,16 @@ class PromptTokens:
         Returns:
             (N, HD).
         """
-        heads, size = keys.shape[1], keys.shape[3]
         width = max(self.lengths)
+        if width <= KERNEL_TOKENS and (kernels := native.for_tensor(fused)):
+            return kernels.attend(fused, keys, values, self.slots, self.positions, scale)
+        return self.plain_attend(fused, keys, values, scale, width)
+
+    def plain_attend(self, fused: Tensor, keys: Tensor, values: Tensor, scale: float, width: int) -> Tensor:
+        """`attend` in torch, with the prompts padded on the right to `width`: under the causal mask no token sees a pad,
+        and what pads leave in the cache lies past the row's length. Theirs are zeros, since NaN shows through a mask.
+        """
+        heads, size = keys.shape[1], keys.shape[3]
         padded = self._padded(fused.view(-1, 3, heads, size), width)  # (B, T, 3, H, D)
         query, key, value = padded.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
         keys[self._target, :, :width] = key
@@ -86,18 +93,20 @@ class NewTokens:
 
     def attend(self, fused: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """Keep the token's key and value, and attend from it to all of its slot; as `PromptTokens.attend`, N = B."""
-        return self._attend(fused, keys, values, self.positions, scale)
+        return self._attend(fused, keys, values, self.slots, self.positions, scale)
 
 
-def plain_attend(fused: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float, width: int) -> Tensor:
+def plain_attend(
+    fused: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, scale: float, width: int
+) -> Tensor:
     """Write row i's key and value into slot i at `positions`, (B,), and attend to the slot up to there, in torch.
 
     Args:
+        slots: 0..B-1.
         width: more than any of the positions.
     """
     batch, heads, size = len(fused), keys.shape[1], keys.shape[3]
     query, key, value = fused.view(batch, 3, heads, size).unbind(1)  # (B, H, D) each
-    slots = torch.arange(batch, device=fused.device)
     keys[slots, :, positions] = key
     values[slots, :, positions] = value
     is_seen = torch.arange(width, device=fused.device) <= positions[:, None]  # (B, T)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SIGNATURES = {
-    "attend_float32": "ppppiiiifp",
-    "attend_bfloat16": "ppppiiiifp",
+    "attend_float32": "pppppiiiifp",
+    "attend_bfloat16": "pppppiiiifp",
     "add_norm_float32": "ppppiifp",
     "add_norm_bfloat16": "ppppiifp",
     "measure_float32": "piiipppp",
@@ -53,12 +53,14 @@ class Kernels:
             function = getattr(self._library, name)
             function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
 
-    def attend(self, fused: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
-        """`attention.plain_attend`."""
+    def attend(
+        self, fused: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, scale: float
+    ) -> Tensor:
+        """`attention.plain_attend`, and `PromptTokens.plain_attend`: tokens of one slot stand together, in order."""
         _, heads, num_positions, size = keys.shape
         out = torch.empty((len(fused), heads * size), dtype=fused.dtype)
         shape = len(fused), heads, size, num_positions
-        self._call(_typed("attend", fused), fused, keys, values, positions, *shape, scale, out)
+        self._call(_typed("attend", fused), fused, keys, values, slots, positions, *shape, scale, out)
         return out
 
     def add_norm(self, x: Tensor, update: Tensor, norm: Norm) -> Tensor:

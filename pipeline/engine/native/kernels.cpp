@@ -156,22 +156,24 @@ inline void prefetch(const Element* from, int64_t count) {
     for (int64_t at = 0; at < count; at += LINE) __builtin_prefetch(from + at, 0, 2);
 }
 
-// Products of a query with `count` keys (T, D); `scores` has room for LANES more. Meanwhile as much of `next` is fetched.
-template <typename Element>
-inline void multiply(const float* query, const Element* keys, int64_t count, int64_t size, float* scores,
+// Products of Q queries, (Q, D), with `count` keys (T, D): (Q, `stride`), with room for LANES more. Meanwhile as much of `next`
+// is fetched.
+template <int Q, typename Element>
+inline void multiply(const float* queries, const Element* keys, int64_t count, int64_t size, float* scores, int64_t stride,
                      const Element* next) {
-    Floats sums[LANES];
-    int64_t start = 0;
-    for (; start + LANES <= count; start += LANES) {
-        prefetch(next + start * size, LANES * size);
-#pragma GCC unroll 16
-        for (int t = 0; t < LANES; ++t) sums[t] = product(query, keys + (start + t) * size, size);
-        *reinterpret_cast<Floats*>(scores + start) = totals(sums);
+    constexpr int KEYS = LANES / Q;
+    for (int64_t start = 0; start < count; start += KEYS) {
+        const int64_t end = std::min(start + KEYS, count);
+        prefetch(next + start * size, (end - start) * size);
+        Floats sums[LANES];
+        for (int t = 0; t < KEYS; ++t) {
+            const Element* key = keys + std::min(start + t, count - 1) * size;
+            for (int q = 0; q < Q; ++q) sums[q * KEYS + t] = product(queries + q * size, key, size);
+        }
+        const Floats found = totals(sums);
+        const float* of_first = reinterpret_cast<const float*>(&found);
+        for (int q = 0; q < Q; ++q) std::memcpy(scores + q * stride + start, of_first + q * KEYS, 4 * KEYS);
     }
-    if (start == count) return;
-    prefetch(next + start * size, (count - start) * size);
-    for (int t = 0; t < LANES; ++t) sums[t] = start + t < count ? product(query, keys + (start + t) * size, size) : Floats{};
-    *reinterpret_cast<Floats*>(scores + start) = totals(sums);
 }
 
 // Softmax of `scores`, (T,) with room for LANES more, not normalised; returns the sum.
@@ -188,75 +190,107 @@ inline float exponentials(float* scores, int64_t count) {
     return total(sums);
 }
 
-// Sum of the rows of `values` (T, D) by their weights, from column `d` on: N pairs of vectors of columns at a time.
-// Meanwhile as much of `next` is fetched.
-template <int N, typename Element>
-inline int64_t mix_columns(int64_t d, const Element* values, int64_t size, const float* weights, int64_t count,
-                           float scale, Element* out, const Element* next) {
+// Sums of the rows of `values` (T, D) by Q sets of weights, (Q, `stride`), from column `d` on: N pairs of vectors of columns at a
+// time. Meanwhile as much of `next` is fetched.
+template <int Q, int N, typename Element>
+inline int64_t mix_columns(int64_t d, const Element* values, int64_t size, const float* weights, int64_t stride,
+                           int64_t count, const float* scales, Element* out, int64_t out_stride, const Element* next) {
     for (; d + N * PAIR <= size; d += N * PAIR) {
-        Pair sums[N] = {};
+        Pair sums[Q][N] = {};
         for (int64_t t = 0; t < count; ++t) {
             prefetch(next + t * size + d, N * PAIR);
             for (int n = 0; n < N; ++n) {
                 const Pair pair = load_pair(values + t * size + d + n * PAIR);
-                sums[n].first += weights[t] * pair.first;
-                sums[n].second += weights[t] * pair.second;
+                for (int q = 0; q < Q; ++q) {
+                    sums[q][n].first += weights[q * stride + t] * pair.first;
+                    sums[q][n].second += weights[q * stride + t] * pair.second;
+                }
             }
         }
-        for (int n = 0; n < N; ++n) store_pair(out + d + n * PAIR, {sums[n].first * scale, sums[n].second * scale});
+        for (int q = 0; q < Q; ++q) {
+            for (int n = 0; n < N; ++n) {
+                const Pair mixed{sums[q][n].first * scales[q], sums[q][n].second * scales[q]};
+                store_pair(out + q * out_stride + d + n * PAIR, mixed);
+            }
+        }
     }
     return d;
 }
 
-// One query of one head against the first `count` keys and values of a slot, each (T, D). Memory is slower than this reads:
-// the values are fetched while the keys are in use, and the keys of the next head while the values are.
-template <typename Element, int FIXED>
+// What attention works in: room for Q queries.
+struct Room {
+    std::vector<float> scores, scaled;
+    int64_t stride;
+};
+
+// Q queries of one head, `width` * 3 apart, against the keys and values of a slot, each (T, D): the first sees `count` of them,
+// each other one more. Memory is slower than this reads: the values are fetched while the keys are in use, and `next_keys`
+// while the values are.
+template <int Q, typename Element, int FIXED>
 inline void attend_head(const Element* query, const Element* keys, const Element* values, int64_t count, int64_t size,
-                        float scale, float* scores, float* scaled, Element* out, const Element* next_keys) {
-    const int64_t d_size = FIXED ? FIXED : size;
-    int64_t d = 0;
-    for (; d + PAIR <= d_size; d += PAIR) {
-        const Pair pair = load_pair(query + d);
-        *reinterpret_cast<Floats*>(scaled + d) = pair.first * scale;
-        *reinterpret_cast<Floats*>(scaled + d + LANES) = pair.second * scale;
+                        int64_t width, float scale, Room& room, Element* out, const Element* next_keys) {
+    const int64_t d_size = FIXED ? FIXED : size, seen = count + Q - 1;
+    float *scores = room.scores.data(), *scaled = room.scaled.data(), shares[Q];
+    for (int q = 0; q < Q; ++q) {
+        int64_t d = 0;
+        for (; d + PAIR <= d_size; d += PAIR) {
+            const Pair pair = load_pair(query + q * 3 * width + d);
+            *reinterpret_cast<Floats*>(scaled + q * d_size + d) = pair.first * scale;
+            *reinterpret_cast<Floats*>(scaled + q * d_size + d + LANES) = pair.second * scale;
+        }
+        for (; d < d_size; ++d) scaled[q * d_size + d] = to_float(query[q * 3 * width + d]) * scale;
     }
-    for (; d < d_size; ++d) scaled[d] = to_float(query[d]) * scale;
-    multiply(scaled, keys, count, d_size, scores, values);
-    const float share = 1 / exponentials(scores, count);
-    d = mix_columns<2>(0, values, d_size, scores, count, share, out, next_keys);
-    d = mix_columns<1>(d, values, d_size, scores, count, share, out, next_keys);
+    multiply<Q>(scaled, keys, seen, d_size, scores, room.stride, values);
+    for (int q = 0; q < Q; ++q) {
+        float* own = scores + q * room.stride;
+        shares[q] = 1 / exponentials(own, count + q);
+        std::fill(own + count + q, own + seen, 0.0f);
+    }
+    int64_t d = mix_columns<Q, 2>(0, values, d_size, scores, room.stride, seen, shares, out, width, next_keys);
+    d = mix_columns<Q, 1>(d, values, d_size, scores, room.stride, seen, shares, out, width, next_keys);
     for (; d < d_size; ++d) {
-        float sum = 0;
-        for (int64_t t = 0; t < count; ++t) sum += scores[t] * to_float(values[t * d_size + d]);
-        store(out + d, sum * share);
+        for (int q = 0; q < Q; ++q) {
+            float sum = 0;
+            for (int64_t t = 0; t < seen; ++t) sum += scores[q * room.stride + t] * to_float(values[t * d_size + d]);
+            store(out + q * width + d, sum * shares[q]);
+        }
     }
 }
 
 template <typename Element, int FIXED>
-void attend_rows(const Element* fused, Element* keys, Element* values, const int64_t* positions,
-                 int64_t rows, int64_t heads, int64_t size, int64_t num_positions, float scale, Element* out) {
-    const int64_t d_size = FIXED ? FIXED : size;
-    const int64_t width = heads * d_size;
-    std::vector<float> scores(num_positions + LANES), scaled(d_size);
-    for (int64_t row = 0; row < rows; ++row) {
+void attend_tokens(const Element* fused, Element* keys, Element* values, const int64_t* slots, const int64_t* positions,
+                   int64_t count, int64_t heads, int64_t size, int64_t num_positions, float scale, Element* out) {
+    constexpr int Q = 4;
+    const int64_t d_size = FIXED ? FIXED : size, width = heads * d_size, stride = num_positions + LANES;
+    Room room{std::vector<float>(Q * stride), std::vector<float>(Q * d_size), stride};
+    for (int64_t first = 0, end; first < count; first = end) {
+        for (end = first + 1; end < count && slots[end] == slots[first];) ++end;  // tokens of one slot
         for (int64_t head = 0; head < heads; ++head) {
-            const Element* query = fused + row * 3 * width + head * d_size;
-            const int64_t start = (row * heads + head) * num_positions * d_size;
-            const int64_t newest = start + positions[row] * d_size;
-            std::memcpy(keys + newest, query + width, d_size * sizeof(Element));
-            std::memcpy(values + newest, query + 2 * width, d_size * sizeof(Element));
-            attend_head<Element, FIXED>(query, keys + start, values + start, positions[row] + 1, d_size, scale,
-                                        scores.data(), scaled.data(), out + row * width + head * d_size,
-                                        keys + start + num_positions * d_size);
+            const int64_t start = (slots[first] * heads + head) * num_positions * d_size;
+            const Element *own_keys = keys + start, *own_values = values + start;
+            const Element* next = own_keys + num_positions * d_size;
+            for (int64_t token = first; token < end; ++token) {
+                const Element* query = fused + token * 3 * width + head * d_size;
+                const int64_t place = start + positions[token] * d_size;
+                std::memcpy(keys + place, query + width, d_size * sizeof(Element));
+                std::memcpy(values + place, query + 2 * width, d_size * sizeof(Element));
+            }
+            for (int64_t token = first, together; token < end; token += together) {
+                const Element* query = fused + token * 3 * width + head * d_size;
+                Element* mixed = out + token * width + head * d_size;
+                together = token + Q <= end ? Q : 1;
+                const auto chosen = together == Q ? attend_head<Q, Element, FIXED> : attend_head<1, Element, FIXED>;
+                chosen(query, own_keys, own_values, positions[token] + 1, d_size, width, scale, room, mixed, next);
+            }
         }
     }
 }
 
 template <typename Element>
-void attend(const Element* fused, Element* keys, Element* values, const int64_t* positions,
-            int64_t rows, int64_t heads, int64_t size, int64_t num_positions, float scale, Element* out) {
-    const auto chosen = size == 64 ? attend_rows<Element, 64> : attend_rows<Element, 0>;
-    chosen(fused, keys, values, positions, rows, heads, size, num_positions, scale, out);
+void attend(const Element* fused, Element* keys, Element* values, const int64_t* slots, const int64_t* positions,
+            int64_t count, int64_t heads, int64_t size, int64_t num_positions, float scale, Element* out) {
+    const auto chosen = size == 64 ? attend_tokens<Element, 64> : attend_tokens<Element, 0>;
+    chosen(fused, keys, values, slots, positions, count, heads, size, num_positions, scale, out);
 }
 
 // Adds `update` to `x`, both (B, E), and normalises each row of the sum.
@@ -553,17 +587,18 @@ void draw(const Element* logits, const int64_t* token_ids, int64_t rows, int64_t
 
 extern "C" {
 
-// Append the key and value of row i to slot i, then attend to all of the slot. `fused` (B, 3HD) holds queries, keys and
-// values; `keys`, `values` (slots, H, T, D); `positions` (B,): where the new token goes; `out` (B, HD).
-void attend_float32(const float* fused, float* keys, float* values, const int64_t* positions,
-                    int64_t rows, int64_t heads, int64_t size, int64_t num_positions, float scale, float* out) {
-    attend(fused, keys, values, positions, rows, heads, size, num_positions, scale, out);
+// Keep the key and value of each of N tokens at its place in its slot, then attend from it to its slot up to there. `fused` (N,
+// 3HD) holds queries, keys and values; `keys`, `values` (slots, H, T, D); `slots`, `positions` (N,): tokens of one slot stand
+// together, in the order of their positions, which follow each other; `out` (N, HD).
+void attend_float32(const float* fused, float* keys, float* values, const int64_t* slots, const int64_t* positions,
+                    int64_t count, int64_t heads, int64_t size, int64_t num_positions, float scale, float* out) {
+    attend(fused, keys, values, slots, positions, count, heads, size, num_positions, scale, out);
 }
 
-void attend_bfloat16(const BFloat16* fused, BFloat16* keys, BFloat16* values, const int64_t* positions,
-                     int64_t rows, int64_t heads, int64_t size, int64_t num_positions,
+void attend_bfloat16(const BFloat16* fused, BFloat16* keys, BFloat16* values, const int64_t* slots,
+                     const int64_t* positions, int64_t count, int64_t heads, int64_t size, int64_t num_positions,
                      float scale, BFloat16* out) {
-    attend(fused, keys, values, positions, rows, heads, size, num_positions, scale, out);
+    attend(fused, keys, values, slots, positions, count, heads, size, num_positions, scale, out);
 }
 
 // Add `update` to `x`, both (B, E), in place, and normalise the sum into `out`; `weight`, `bias` (E,).
