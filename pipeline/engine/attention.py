@@ -53,8 +53,8 @@ class PromptTokens:
         return self.plain_attend(fused, keys, values, scale, width)
 
     def plain_attend(self, fused: Tensor, keys: Tensor, values: Tensor, scale: float, width: int) -> Tensor:
-        """`attend` in torch, with the prompts padded on the right to `width`: under the causal mask no token sees a pad,
-        and what pads leave in the cache lies past the row's length. Theirs are zeros, since NaN shows through a mask.
+        """`attend` in torch. Prompts are padded on the right to `width`: under the causal mask no token sees a pad, and
+        what pads leave in the cache lies past the row's length. Theirs are zeros, since NaN shows through a mask.
         """
         heads, size = keys.shape[1], keys.shape[3]
         padded = self._padded(fused.view(-1, 3, heads, size), width)  # (B, T, 3, H, D)
