@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from pipeline.engine import GPT2, load_model
+from pipeline.engine.attention import KERNEL_TOKENS
 from pipeline.errors import ModelError
 from tests.models import uneven_prompts
 
@@ -81,6 +82,14 @@ def test_prefilled_prompts_of_any_length_equal_transformers(values: dict[str, An
     source = source_model(**values)
     prompts = [*uneven_prompts(7, vocab_size=50), (1,), tuple(range(40))]
     for prompt, logits in zip(prompts, prefilled(GPT2(source), prompts, first_slot=2), strict=True):
+        torch.testing.assert_close(logits, reference(source, prompt), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [[KERNEL_TOKENS], [KERNEL_TOKENS + 1], [KERNEL_TOKENS + 1, 3]])
+def test_prompts_as_long_as_the_kernel_takes_and_longer_ones_equal_transformers(lengths: list[int]) -> None:
+    source = source_model(n_positions=KERNEL_TOKENS + 1)
+    prompts = [tuple(token % 50 for token in range(length)) for length in lengths]
+    for prompt, logits in zip(prompts, prefilled(GPT2(source), prompts), strict=True):
         torch.testing.assert_close(logits, reference(source, prompt), atol=1e-5, rtol=0)
 
 
