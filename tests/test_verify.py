@@ -644,16 +644,20 @@ def test_damage_is_found_in_a_running_folder_too(folder: Path) -> None:
 # Rescoring
 
 
-def halve(rows: Rows) -> None:
-    """Make every probability of a step half of what it was: nothing but the model can tell."""
-    row = row_of(rows, "r0", "hot")
-    row["token_logprobs"][2] -= math.log(2)
-    recount(row)
-    row["top_probs"][2] = [prob / 2 for prob in row["top_probs"][2]]
+def scale_probabilities(by: float) -> Damage:
+    """Make every probability of a step so much of what it was: nothing but the model can tell."""
+
+    def damage(rows: Rows) -> None:
+        row = row_of(rows, "r0", "hot")
+        row["token_logprobs"][2] += math.log(by)
+        recount(row)
+        row["top_probs"][2] = [prob * by for prob in row["top_probs"][2]]
+
+    return damage
 
 
 def test_probabilities_that_only_the_model_can_refute_are_found_by_rescoring(folder: Path) -> None:
-    forge(folder, halve)
+    forge(folder, scale_probabilities(0.5))
     assert verify(folder).is_proven
     report = verify(folder, num_rescored=100)
     [(check, (num_wrong, place, message))] = wrong(report).items()
@@ -680,13 +684,24 @@ def test_rescored_rows_are_spread_over_parts_and_strategies(sound: Path) -> None
     assert picks == {key: Rescorer(run, 12, list(parts)).picks(key, table) for key, table in parts.items()}
 
 
-def test_bfloat16_is_rescored_within_its_own_tolerance(tmp_path: Path) -> None:
-    folder = run_demo(tmp_path, model={"name": "demo", "dtype": "bfloat16"})
+@pytest.mark.parametrize(
+    ("dtype", "allowed", "is_within"),
+    [
+        ("float32", "0.0001 in a probability, 0.001 in a log-probability", False),
+        ("bfloat16", "0.2 in a probability, 1 in a log-probability", True),
+    ],
+)
+def test_each_dtype_is_rescored_within_its_own_tolerance(
+    dtype: str, allowed: str, is_within: bool, tmp_path: Path
+) -> None:
+    folder = run_demo(tmp_path, model={"name": "demo", "dtype": dtype})
+    assert verify(folder, num_rescored=100).is_proven
+    forge(folder, scale_probabilities(0.9))
     report = verify(folder, num_rescored=100)
-    assert report.is_proven
+    assert report.is_proven is is_within
     note = result(report, "rescore")[1] or ""
-    assert note.startswith("48 rows; largest difference 0.0")
-    assert note.endswith("allowed are 0.2 in a probability, 1 in a log-probability")
+    assert note.startswith("48 rows; largest difference ")
+    assert note.endswith(f"; allowed are {allowed}")
 
 
 def test_rescoring_with_another_model_than_the_recorded_one_is_refused(tmp_path: Path) -> None:
