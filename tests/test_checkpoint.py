@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from transformers import AutoConfig, dynamic_module_utils
+from transformers import AutoConfig, GPT2Config, dynamic_module_utils
 
 from pipeline.checkpoint import DEMO, Checkpoint, inspect, locate
 from pipeline.engine import load_model
@@ -257,6 +257,7 @@ def test_code_that_comes_with_a_checkpoint_is_never_run(
     load_model(str(found.folder), "float32", "cpu")
     assert not marker.exists()
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(GPT2Config, "_auto_class", None)  # trusted code sets it, and no model could be saved any more
     AutoConfig.from_pretrained(folder, trust_remote_code=True)
     assert marker.exists()  # so it would have been seen
 
