@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from itertools import combinations
 from typing import Any
@@ -547,15 +547,10 @@ class Watched(GPT2):
         return super().new_cache(slots, positions, memory)
 
     def prefill(
-        self,
-        cache: SlotCache,
-        first_slot: int,
-        prompts: Sequence[tuple[int, ...]],
-        early: Collection[int] = (),
-        num_last: Sequence[int] | None = None,
+        self, cache: SlotCache, first_slot: int, prompts: Sequence[tuple[int, ...]], *rest: Any, **settings: Any
     ) -> list[States]:
         self.prefills.append(list(prompts))
-        return super().prefill(cache, first_slot, prompts, early, num_last)
+        return super().prefill(cache, first_slot, prompts, *rest, **settings)
 
 
 def watched_engine(source: GPT2LMHeadModel, **settings: Any) -> tuple[Engine, Watched]:

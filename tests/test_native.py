@@ -214,7 +214,7 @@ def test_attention_within_prompts_equals_plain_torch(
     tokens = attention.PromptTokens(lengths, 2, "cpu")
     fused = torch.randn((sum(lengths), 3 * heads * size), generator=generator).to(dtype)
     caches = torch.zeros((2, 2, len(lengths) + 2, heads, 40, size), dtype=dtype)
-    expected = tokens.plain_attend(fused, caches[0, 0], caches[0, 1], size**-0.5, max(lengths))
+    expected = tokens.plain_attend(fused, caches[0, 0], caches[0, 1], size**-0.5)
     found = tokens.attend(fused, caches[1, 0], caches[1, 1], size**-0.5)
     torch.testing.assert_close(found, expected, atol=2e-6 if dtype == torch.float32 else 3e-2, rtol=0)
     assert torch.equal(caches[0], caches[1])

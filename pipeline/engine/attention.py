@@ -47,16 +47,15 @@ class PromptTokens:
         Returns:
             (N, HD).
         """
-        width = max(self.lengths)
-        if width <= KERNEL_TOKENS and (kernels := native.for_tensor(fused)):
+        if max(self.lengths) <= KERNEL_TOKENS and (kernels := native.for_tensor(fused)):
             return kernels.attend(fused, keys, values, self.slots, self.positions, scale)
-        return self.plain_attend(fused, keys, values, scale, width)
+        return self.plain_attend(fused, keys, values, scale)
 
-    def plain_attend(self, fused: Tensor, keys: Tensor, values: Tensor, scale: float, width: int) -> Tensor:
-        """`attend` in torch. Prompts are padded on the right to `width`: under the causal mask no token sees a pad, and
-        what pads leave in the cache lies past the row's length. Theirs are zeros, since NaN shows through a mask.
+    def plain_attend(self, fused: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """`attend` in torch. Prompts are padded on the right: under the causal mask no token sees a pad, and what pads
+        leave in the cache lies past the row's length. Theirs are zeros, since NaN shows through a mask.
         """
-        heads, size = keys.shape[1], keys.shape[3]
+        heads, size, width = keys.shape[1], keys.shape[3], max(self.lengths)
         padded = self._padded(fused.view(-1, 3, heads, size), width)  # (B, T, 3, H, D)
         query, key, value = padded.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
         keys[self._target, :, :width] = key
