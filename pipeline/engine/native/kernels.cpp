@@ -345,36 +345,34 @@ inline bool comes_first(const Scored& one, const Scored& other) {
 
 constexpr int64_t BLOCK = 2 * LANES;
 
-// A row as float32: of bfloat16 a copy in `scratch`, of as many elements.
-inline const float* widened(const float* row, int64_t, std::vector<float>&) { return row; }
-inline const float* widened(const BFloat16* row, int64_t count, std::vector<float>& scratch) {
-    for (int64_t place = 0; place < count; ++place) scratch[place] = to_float(row[place]);
-    return scratch.data();
-}
-
 // Highest of some scores; NaN is passed over.
-inline float best_of(const float* scores, int64_t count) {
+template <typename Element>
+inline float best_of(const Element* scores, int64_t count) {
     Floats best = broadcast(-INF);
     int64_t place = 0;
-    for (; place + LANES <= count; place += LANES) {
-        const Floats next = load(scores + place);
-        best = next > best ? next : best;
+    for (; place + PAIR <= count; place += PAIR) {
+        const Pair next = load_pair(scores + place);
+        best = next.first > best ? next.first : best;
+        best = next.second > best ? next.second : best;
     }
     float top = highest(best);
-    for (; place < count; ++place) top = scores[place] > top ? scores[place] : top;
+    for (; place < count; ++place) top = std::max(top, to_float(scores[place]));
     return top;
 }
 
-// Best score of each block of a row, the last one shorter.
-void block_maxima(const float* scores, int64_t vocab, std::vector<float>& maxima) {
-    for (size_t block = 0; block < maxima.size(); ++block) {
-        const int64_t start = block * BLOCK;
-        maxima[block] = best_of(scores + start, std::min<int64_t>(BLOCK, vocab - start));
+// Best score of each block of so many tokens, the last one shorter; returns the best of all.
+template <int64_t SIZE, typename Element>
+float block_maxima(const Element* scores, int64_t vocab, std::vector<float>& maxima) {
+    maxima.clear();
+    for (int64_t start = 0; start < vocab; start += SIZE) {
+        maxima.push_back(best_of(scores + start, std::min(SIZE, vocab - start)));
     }
+    return *std::max_element(maxima.begin(), maxima.end());
 }
 
 // The k best tokens of a row, by score descending, then token id ascending. The k-th best block maximum bounds them.
-void best_of_row(const float* scores, int64_t vocab, int64_t k, const std::vector<float>& maxima,
+template <typename Element>
+void best_of_row(const Element* scores, int64_t vocab, int64_t k, const std::vector<float>& maxima,
                  std::vector<float>& sorted, std::vector<Scored>& found) {
     float least = -INF;
     found.clear();
@@ -388,7 +386,8 @@ void best_of_row(const float* scores, int64_t vocab, int64_t k, const std::vecto
         if (!(maxima[block] >= least)) continue;
         const int64_t start = block * BLOCK, end = std::min<int64_t>(start + BLOCK, vocab);
         for (int64_t token = start; token < end; ++token) {
-            if (scores[token] >= least) found.push_back({scores[token], static_cast<int32_t>(token)});
+            const float score = to_float(scores[token]);
+            if (score >= least) found.push_back({score, static_cast<int32_t>(token)});
         }
     }
     while (static_cast<int64_t>(found.size()) < k) found.push_back({std::nanf(""), 0});  // the row holds NaN
@@ -398,44 +397,56 @@ void best_of_row(const float* scores, int64_t vocab, int64_t k, const std::vecto
     std::sort(found.begin(), found.begin() + k, comes_first);
 }
 
-// Log-sum-exp of a row and, if wanted, its entropy in nats. NaN shows in the log-sum-exp, as in torch.
-void summarise(const float* scores, int64_t vocab, float best, float* log_normaliser, float* entropy) {
-    if (!std::isfinite(best)) {
-        *log_normaliser = best;
-        if (entropy) *entropy = std::nanf("");
-        return;
-    }
-    double sum = 0, weighted = 0, broken = 0;
+// What the tokens of a row weigh beside the best one.
+struct Shares {
+    double sum = 0, weighted = 0, broken = 0;  // of shares, of shares times their logarithms, of NaN
+
+    float log_sum() const { return static_cast<float>(std::log(sum) + broken); }
+};
+
+template <bool WITH_WEIGHTED, typename Element>
+Shares shares_of(const Element* scores, int64_t vocab, float best, float temperature) {
+    Shares found;
     Floats sums{}, moments{}, marks{};
-    int64_t token = 0;
-    for (int64_t round = 0; token + LANES <= vocab; token += LANES) {
-        const Floats below = load(scores + token) - best;
+    const auto add = [&](Floats below) {
+        if (temperature != 1) below /= temperature;
         const Floats share = exp_nonpositive(below);
         sums += share;
-        moments += share * (below < -87.0f ? Floats{} : below);
+        if (WITH_WEIGHTED) moments += share * (below < -87.0f ? Floats{} : below);
         marks = below != below ? below : marks;
-        if (++round % 64 == 0) {  // float32 holds so many; their sum is kept in float64
-            sum += total(sums), weighted += total(moments);
+    };
+    int64_t token = 0;
+    for (int64_t round = 0; token + PAIR <= vocab; token += PAIR) {
+        const Pair pair = load_pair(scores + token);
+        add(pair.first - best), add(pair.second - best);
+        if (++round % 32 == 0) {  // float32 holds so many; their sum is kept in float64
+            found.sum += total(sums), found.weighted += total(moments);
             sums = Floats{}, moments = Floats{};
         }
     }
-    sum += total(sums), weighted += total(moments), broken += total(marks);
+    found.sum += total(sums), found.weighted += total(moments), found.broken += total(marks);
     for (; token < vocab; ++token) {
-        const double below = static_cast<double>(scores[token]) - best;
-        if (below != below) broken = below;
+        const double below = (static_cast<double>(to_float(scores[token])) - best) / temperature;
+        if (below != below) found.broken = below;
         if (below < -87) continue;
-        sum += std::exp(below), weighted += std::exp(below) * below;
+        found.sum += std::exp(below), found.weighted += std::exp(below) * below;
     }
-    *log_normaliser = static_cast<float>(best + std::log(sum) + broken);
-    if (entropy) *entropy = static_cast<float>(std::log(sum) - weighted / sum);
+    return found;
 }
 
 constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15;
 
+constexpr int HASHES = 8;
+typedef uint64_t Hashes __attribute__((vector_size(8 * HASHES), aligned(8), may_alias));
+
 template <typename Bits>
-inline Bits mix(Bits x) {  // the finaliser of splitmix64
+inline Bits nearly_mixed(Bits x) {
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
+    return (x ^ (x >> 27)) * 0x94D049BB133111EB;
+}
+
+inline uint64_t mix(uint64_t x) {  // the finaliser of splitmix64
+    x = nearly_mixed(x);
     return x ^ (x >> 31);
 }
 
@@ -485,14 +496,17 @@ Range range(const uint32_t* keys, const float* weights, int64_t vocab, int64_t s
 template <typename Element>
 void measure(const Element* logits, int64_t rows, int64_t vocab, int64_t k, float* log_normalisers, float* entropies,
              int32_t* token_ids, float* values) {
-    std::vector<float> maxima((vocab + BLOCK - 1) / BLOCK), sorted, scratch(vocab);
+    std::vector<float> maxima, sorted;
     std::vector<Scored> found;
-    for (int64_t row = 0; row < rows; ++row) {
-        const float* scores = widened(logits + row * vocab, vocab, scratch);
-        block_maxima(scores, vocab, maxima);
-        const float best = *std::max_element(maxima.begin(), maxima.end());
-        summarise(scores, vocab, best, log_normalisers + row, entropies + row);
-        best_of_row(scores, vocab, k, maxima, sorted, found);
+    for (int64_t row = 0; row < rows; ++row, logits += vocab) {
+        const float best = block_maxima<BLOCK>(logits, vocab, maxima);
+        log_normalisers[row] = best, entropies[row] = std::nanf("");
+        if (std::isfinite(best)) {
+            const Shares shares = shares_of<true>(logits, vocab, best, 1);
+            log_normalisers[row] = best + shares.log_sum();
+            entropies[row] = static_cast<float>(std::log(shares.sum) - shares.weighted / shares.sum);
+        }
+        best_of_row(logits, vocab, k, maxima, sorted, found);
         for (int64_t place = 0; place < k; ++place) {
             token_ids[row * k + place] = found[place].token;
             values[row * k + place] = found[place].score;
@@ -501,12 +515,11 @@ void measure(const Element* logits, int64_t rows, int64_t vocab, int64_t k, floa
 }
 
 template <typename Element>
-void top_k(const Element* all_scores, int64_t rows, int64_t vocab, int64_t k, int64_t* token_ids, float* values) {
-    std::vector<float> maxima((vocab + BLOCK - 1) / BLOCK), sorted, scratch(vocab);
+void top_k(const Element* scores, int64_t rows, int64_t vocab, int64_t k, int64_t* token_ids, float* values) {
+    std::vector<float> maxima, sorted;
     std::vector<Scored> found;
-    for (int64_t row = 0; row < rows; ++row) {
-        const float* scores = widened(all_scores + row * vocab, vocab, scratch);
-        block_maxima(scores, vocab, maxima);
+    for (int64_t row = 0; row < rows; ++row, scores += vocab) {
+        block_maxima<BLOCK>(scores, vocab, maxima);
         best_of_row(scores, vocab, k, maxima, sorted, found);
         for (int64_t place = 0; place < k; ++place) {
             token_ids[row * k + place] = found[place].token;
@@ -518,68 +531,77 @@ void top_k(const Element* all_scores, int64_t rows, int64_t vocab, int64_t k, in
 template <typename Element>
 void rank(const Element* scores, int64_t vocab, const int64_t* rows, const int64_t* tokens, int64_t count,
           int64_t* ranks) {
-    std::vector<float> scratch(vocab);
     for (int64_t index = 0; index < count; ++index) {
-        const float* row = widened(scores + rows[index] * vocab, vocab, scratch);
-        const float chosen = row[tokens[index]];
+        const Element* row = scores + rows[index] * vocab;
+        const float chosen = to_float(row[tokens[index]]);
         int32_t above = 0, tied = 0;
-        for (int64_t token = 0; token < vocab; ++token) above += row[token] > chosen;
-        for (int64_t token = 0; token < tokens[index]; ++token) tied += row[token] == chosen;
+        for (int64_t token = 0; token < vocab; ++token) above += to_float(row[token]) > chosen;
+        for (int64_t token = 0; token < tokens[index]; ++token) tied += to_float(row[token]) == chosen;
         ranks[index] = 1 + above + tied;
     }
+}
+
+// What the hashes of tokens from `first` to before `end` are at most, told from their upper 31 bits, which the last step of
+// `mix` leaves as they are. `ids` are those of `draw`; `lanes` holds what is mixed for tokens 0 to 7.
+inline uint64_t highest_hash(int64_t first, int64_t end, const int64_t* ids, uint64_t key, Hashes lanes) {
+    if ((end - first) % HASHES) return UINT64_MAX;
+    Hashes most{};
+    for (; first < end; first += HASHES) {
+        const Hashes own = ids ? *reinterpret_cast<const Hashes*>(ids + first) * GOLDEN + key : lanes + first * GOLDEN;
+        const Hashes bits = nearly_mixed(own);
+        most = bits > most ? bits : most;
+    }
+    uint64_t highest = 0;
+    for (int lane = 0; lane < HASHES; ++lane) highest = std::max<uint64_t>(highest, most[lane]);
+    return highest | UINT64_MAX >> 31;
+}
+
+// The least hash whose noise can lift a score to `best`; a little less, because both sides are rounded.
+inline uint64_t needed_hash(float score, double best) {
+    const double uniform = std::exp(-std::exp(score - best + 1e-6)) * (1 - 1e-9);
+    return static_cast<uint64_t>(uniform * 0x1p52) << 12;
 }
 
 template <typename Element>
 void draw(const Element* logits, const int64_t* token_ids, int64_t rows, int64_t vocab, float temperature,
           const int64_t* seeds, const int64_t* steps, int64_t* tokens, float* logprobs) {
-    constexpr int64_t CHUNK = 512;
-    uint64_t bits[CHUNK];
-    std::vector<float> scratch(vocab);
-    for (int64_t row = 0; row < rows; ++row) {
-        const float* unscaled = widened(logits + row * vocab, vocab, scratch);
-        const float top = std::max(best_of(unscaled, vocab), std::numeric_limits<float>::lowest());
-        if (top == std::numeric_limits<float>::lowest()) {
+    constexpr int64_t CHUNK = 512, FEW = 64;
+    std::vector<float> maxima;
+    for (int64_t row = 0; row < rows; ++row, logits += vocab) {
+        const float top = block_maxima<CHUNK>(logits, vocab, maxima);
+        if (top <= std::numeric_limits<float>::lowest()) {
             tokens[row] = 0, logprobs[row] = -INF;
             continue;
         }
-        float* scores = scratch.data();  // at most 0: no temperature makes them overflow
-        for (int64_t token = 0; token < vocab; ++token) scores[token] = unscaled[token] - top;
-        if (temperature != 1) {
-            for (int64_t token = 0; token < vocab; ++token) scores[token] /= temperature;
-        }
+        const auto score = [&](float logit) { return (logit - top) / temperature; };  // at most 0: none overflows
         const uint64_t key = mix(mix(static_cast<uint64_t>(seeds[row]) + GOLDEN) ^ static_cast<uint64_t>(steps[row]));
-        // The most probable token first: of the others few can beat it.
-        int64_t chosen = 0;
-        while (chosen + BLOCK < vocab && best_of(scores + chosen, BLOCK) < 0) chosen += BLOCK;
-        while (scores[chosen] < 0) ++chosen;
         const int64_t* ids = token_ids ? token_ids + row * vocab : nullptr;
-        double best = gumbel(mix((ids ? ids[chosen] : chosen) * GOLDEN + key));
+        const auto hash = [&](int64_t token) { return mix((ids ? ids[token] : token) * GOLDEN + key); };
+        Hashes lanes;
+        for (int lane = 0; lane < HASHES; ++lane) lanes[lane] = lane * GOLDEN + key;
+        // The most probable token first: of the others few can beat it.
+        int64_t chosen = (std::find(maxima.begin(), maxima.end(), top) - maxima.begin()) * CHUNK;
+        while (to_float(logits[chosen]) != top) ++chosen;
+        double best = gumbel(hash(chosen));
         for (int64_t start = 0; start < vocab; start += CHUNK) {
             const int64_t end = std::min(start + CHUNK, vocab);
-            // Noise above this is needed to beat the best so far; a little less, because both sides are rounded.
-            const double needed = std::exp(-std::exp(best_of(scores + start, end - start) - best + 1e-6)) * (1 - 1e-9);
-            const uint64_t threshold = static_cast<uint64_t>(needed * 0x1p52) << 12;
-            if (ids) {
-                for (int64_t token = start; token < end; ++token) bits[token - start] = mix(ids[token] * GOLDEN + key);
-            } else {
-                for (int64_t token = start; token < end; ++token) bits[token - start] = mix(token * GOLDEN + key);
-            }
-            for (int64_t first = start; first < end; first += BLOCK) {
-                const int64_t last = std::min(first + BLOCK, end);
-                uint64_t most = 0;
-                for (int64_t token = first; token < last; ++token) most = std::max(most, bits[token - start]);
-                if (most < threshold) continue;
+            const uint64_t least = needed_hash(score(maxima[start / CHUNK]), best);
+            for (int64_t first = start, last; first < end; first = last) {
+                last = std::min(first + FEW, end);
+                const uint64_t most = highest_hash(first, last, ids, key, lanes);
+                if (most < least) continue;
+                const uint64_t needed = needed_hash(score(best_of(logits + first, last - first)), best);
+                if (most < needed) continue;
                 for (int64_t token = first; token < last; ++token) {
-                    if (bits[token - start] < threshold || scores[token] == -INF) continue;
-                    const double value = scores[token] + gumbel(bits[token - start]);
+                    const uint64_t bits = hash(token);
+                    if (bits < needed || to_float(logits[token]) == -INF) continue;
+                    const double value = score(to_float(logits[token])) + gumbel(bits);
                     if (value > best || (value == best && token < chosen)) best = value, chosen = token;
                 }
             }
         }
-        float log_normaliser;
-        summarise(scores, vocab, 0, &log_normaliser, nullptr);
         tokens[row] = ids ? ids[chosen] : chosen;
-        logprobs[row] = scores[chosen] - log_normaliser;
+        logprobs[row] = score(to_float(logits[chosen])) - shares_of<false>(logits, vocab, top, temperature).log_sum();
     }
 }
 
