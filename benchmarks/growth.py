@@ -3,18 +3,22 @@
     python -m benchmarks.growth [--pairs 3] [--quick]
 
 Rows go through the whole pipeline in one process with a small model, for there the pipeline itself weighs most. The
-other curves are the engine's on GPT-2 124M in float32, milliseconds per new token: for context of a decode step alone
-(16 new tokens against 1), for the others of the whole work.
+other curves are the engine's on GPT-2 124M in float32, milliseconds per new token: for context of the steps alone, as
+texts grow, for the others of the whole work.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
+
+import numpy as np
 
 from benchmarks.command import options
 from benchmarks.flow import Timeline
@@ -24,6 +28,7 @@ from benchmarks.noop import write_input
 from benchmarks.plots import lines
 from benchmarks.teams import Peer, here
 from benchmarks.workloads import uniform
+from pipeline.engine.model import GPT2
 from pipeline.job import here as in_process
 from pipeline.job import run
 from pipeline.jobfile import parse_job
@@ -68,14 +73,22 @@ def _rate(size: Size, rows: int) -> float:
     return round(float(totals["generated_tokens"]) / (timeline.reported - timeline.working), 1)
 
 
-def context_curve(size: Size, repeats: int, lengths: Sequence[int]) -> list[Point]:
-    """Milliseconds per new token of 16 rows after the first one."""
+def context_curve(size: Size, repeats: int, lengths: Sequence[int], window: int) -> list[Point]:
+    """Milliseconds per new token of 16 rows that grow from the first length to the last: of so many steps after each
+    length, the median."""
+    starts: list[float] = []
+    decode = GPT2.decode
 
-    def step(length: int) -> list[float]:
-        many, one = (seconds(size, repeats, rows=16, prompt_tokens=length, new_tokens=steps) for steps in (16, 1))
-        return [round(1e3 * (left - right) / (15 * 16), 4) for left, right in zip(many, one, strict=True)]
+    def timed(*arguments: Any) -> Any:
+        starts.append(time.perf_counter())
+        return decode(*arguments)
 
-    return [(length, step(length)) for length in lengths]
+    new_tokens = lengths[-1] - lengths[0] + window + 2  # the first comes with the prompt, the last ends no interval
+    with patch.object(GPT2, "decode", timed):
+        seconds(size, repeats, rows=16, prompt_tokens=lengths[0], new_tokens=new_tokens)
+    steps = 1e3 / 16 * np.diff(np.reshape(starts, (repeats, -1)))  # (repeats, steps)
+    at = {length: steps[:, length - lengths[0] :][:, :window] for length in lengths}
+    return [(length, np.median(found, axis=1).round(4).tolist()) for length, found in at.items()]
 
 
 def cost_curve(at: Callable[[int], tuple[int, list[float]]], where: Sequence[int]) -> list[Point]:
@@ -104,7 +117,7 @@ def measure(repeats: int, quick: bool) -> dict[str, list[Point]]:
 
     return {
         "rows": rows_curve(TINY if quick else SMALL, repeats, (20, 40) if quick else (1_000, 10_000, 100_000)),
-        "context": context_curve(size, repeats, (8, 16) if quick else (16, 64, 256, 512, 960)),
+        "context": context_curve(size, repeats, (8, 12) if quick else (16, 64, 256, 512, 960), 2 if quick else 32),
         "batch": cost_curve(batch, (1, 2) if quick else (1, 4, 16, 64, 128, 256)),
         "top_k": cost_curve(top_k, (1, 10) if quick else (1, 10, 100, 1000)),
         "strategies": cost_curve(strategies, (1, 2) if quick else (1, 2, 4, 8)),
