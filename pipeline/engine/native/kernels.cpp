@@ -370,10 +370,11 @@ float block_maxima(const Element* scores, int64_t vocab, std::vector<float>& max
     return *std::max_element(maxima.begin(), maxima.end());
 }
 
-// The k best tokens of a row, by score descending, then token id ascending. The k-th best block maximum bounds them.
-template <typename Element>
+// The k best tokens of a row, by score descending, then token id ascending, and their scores. The k-th best block maximum
+// bounds them.
+template <typename Element, typename Id>
 void best_of_row(const Element* scores, int64_t vocab, int64_t k, const std::vector<float>& maxima,
-                 std::vector<float>& sorted, std::vector<Scored>& found) {
+                 std::vector<float>& sorted, std::vector<Scored>& found, Id* token_ids, float* values) {
     float least = -INF;
     found.clear();
     if (k == 0) return;
@@ -395,6 +396,7 @@ void best_of_row(const Element* scores, int64_t vocab, int64_t k, const std::vec
         std::nth_element(found.begin(), found.begin() + k, found.end(), comes_first);
     }
     std::sort(found.begin(), found.begin() + k, comes_first);
+    for (int64_t place = 0; place < k; ++place) token_ids[place] = found[place].token, values[place] = found[place].score;
 }
 
 // What the tokens of a row weigh beside the best one.
@@ -506,11 +508,7 @@ void measure(const Element* logits, int64_t rows, int64_t vocab, int64_t k, floa
             log_normalisers[row] = best + shares.log_sum();
             entropies[row] = static_cast<float>(std::log(shares.sum) - shares.weighted / shares.sum);
         }
-        best_of_row(logits, vocab, k, maxima, sorted, found);
-        for (int64_t place = 0; place < k; ++place) {
-            token_ids[row * k + place] = found[place].token;
-            values[row * k + place] = found[place].score;
-        }
+        best_of_row(logits, vocab, k, maxima, sorted, found, token_ids + row * k, values + row * k);
     }
 }
 
@@ -520,11 +518,7 @@ void top_k(const Element* scores, int64_t rows, int64_t vocab, int64_t k, int64_
     std::vector<Scored> found;
     for (int64_t row = 0; row < rows; ++row, scores += vocab) {
         block_maxima<BLOCK>(scores, vocab, maxima);
-        best_of_row(scores, vocab, k, maxima, sorted, found);
-        for (int64_t place = 0; place < k; ++place) {
-            token_ids[row * k + place] = found[place].token;
-            values[row * k + place] = found[place].score;
-        }
+        best_of_row(scores, vocab, k, maxima, sorted, found, token_ids + row * k, values + row * k);
     }
 }
 
