@@ -4,7 +4,8 @@
 
 For every number of rows it times all linear layers of the model, the head included, once each, as one decode step has
 them; the weights are as many different numbers, so that they come from memory as they do in earnest. "All cores" is one
-process on each at the same time, as replicas run. "linear" is `F.linear`, "packed" oneDNN with packed weights.
+process on each at the same time, as replicas run. "linear" is `F.linear`, "packed" the engine's own way: its kernels,
+or oneDNN with `BATCHGEN_KERNELS=torch`.
 """
 
 from __future__ import annotations

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.engine import attention, native
 from pipeline.engine.filters import plain_keep_mass, plain_pack
+from pipeline.engine.linear import ACTIVATIONS, IDENTITY, Shelf, linear
 from pipeline.engine.measure import plain_measure
 from pipeline.engine.native.build import library_path
 from pipeline.engine.norm import Norm, plain_add_norm
@@ -254,6 +256,86 @@ def test_a_broken_row_is_not_normalised_and_spoils_no_other() -> None:
     normed = KERNELS.add_norm(x, torch.zeros_like(x), Norm(x[0], x[2], 1e-5))
     assert x.isnan().sum(-1).tolist() == [0, 1, 0]
     assert normed.isnan().sum(-1).tolist() == [0, 64, 0]
+
+
+# linear layers
+
+ROWS = st.sampled_from([1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64, 100])
+ACTIVATION_NAMES = st.sampled_from(["none", "gelu_new", "gelu", "relu"])
+
+
+def random_layer(inputs: int, outputs: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weights (O, I), which the kernels can take on this processor, and biases."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = (torch.randn((outputs, inputs), generator=generator) / inputs**0.5).to(dtype)
+    if not native.for_weight(weight):
+        pytest.skip(f"the kernels do not multiply {dtype} on this processor")
+    return weight, torch.randn(outputs, generator=generator).to(dtype)
+
+
+@laws
+@given(
+    rows=ROWS,
+    inputs=st.sampled_from([32, 64, 96, 768, 1024, 3072]),
+    outputs=st.sampled_from([1, 15, 47, 48, 49, 63, 64, 65, 200, 769]),
+    activation=ACTIVATION_NAMES,
+    has_bias=st.booleans(),
+    seed=st.integers(0, 99),
+    dtype=dtypes,
+)
+def test_a_linear_layer_agrees_with_float64(
+    rows: int, inputs: int, outputs: int, activation: str, has_bias: bool, seed: int, dtype: torch.dtype
+) -> None:
+    weight, bias = random_layer(inputs, outputs, seed, dtype)
+    x = torch.randn((rows, inputs), generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
+    chosen = ACTIVATIONS.get(activation, IDENTITY)
+    found = linear(weight, bias if has_bias else None, chosen)(x)
+    expected = chosen.function(F.linear(x.double(), weight.double(), bias.double() if has_bias else None))
+    assert found.dtype == dtype
+    tolerance = 4e-6 if dtype == torch.float32 else 2.0**-8 if chosen.is_fused else 2.0**-7
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@laws
+@given(rows=ROWS, outputs=st.sampled_from([1, 50, 300]), inputs=st.sampled_from([64, 768, 3072]), dtype=dtypes)
+def test_a_row_comes_out_the_same_whatever_rows_are_beside_it(
+    rows: int, outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
+    weight, bias = random_layer(inputs, outputs, 0, dtype)
+    layer, x = linear(weight, bias, ACTIVATIONS["gelu_new"]), torch.randn((rows, inputs)).to(dtype)
+    together = layer(x)
+    for row in range(rows):
+        assert torch.equal(layer(x[row : row + 1])[0], together[row])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_broken_row_spoils_no_other(dtype: torch.dtype) -> None:
+    weight, bias = random_layer(64, 100, 0, dtype)
+    x = torch.ones((20, 64)).to(dtype)
+    whole = linear(weight, bias)(x)
+    x[3, 5] = float("nan")
+    broken = linear(weight, bias)(x)
+    assert broken[3].isnan().all()
+    assert torch.equal(broken[[*range(3), *range(4, 20)]], whole[[*range(3), *range(4, 20)]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_any_other_width_are_left_to_torch(dtype: torch.dtype) -> None:
+    weight, x = torch.randn((50, 40)).to(dtype), torch.randn((3, 40)).to(dtype)
+    assert not native.for_weight(weight)
+    torch.testing.assert_close(linear(weight, None)(x), F.linear(x, weight))
+
+
+def test_weights_lie_side_by_side_in_the_order_of_their_use() -> None:
+    shelf = Shelf()
+    first, second = shelf.take(100, torch.bfloat16), shelf.take(33, torch.float32)
+    assert first.data_ptr() % 64 == 0
+    assert second.data_ptr() - first.data_ptr() == 256  # 200 bytes, in whole cache lines
+    large = shelf.take(20 << 20, torch.float32)  # more than the shelf takes at once
+    assert large.data_ptr() % 64 == 0
+    large.fill_(1)
+    assert len(large) == 20 << 20
+    assert shelf.take(16, torch.float32).data_ptr() % 64 == 0
 
 
 # building

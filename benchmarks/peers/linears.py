@@ -1,8 +1,8 @@
 """The limit that the machine sets: a job's matrix products and nothing else.
 
 Every linear layer of GPT-2 with weights of its own, the head included: prompts together in large pieces, then decode
-steps of a full batch until every new token is paid for. No attention, no norms, no choice of tokens. Weights are packed
-once for oneDNN, the fastest way torch has on a CPU; "linear" is `F.linear` on plain ones.
+steps of a full batch until every new token is paid for. No attention, no norms, no choice of tokens. "packed" is the
+engine's own way, the fastest known: its kernels, or oneDNN where they are off; "linear" is `F.linear` on plain weights.
 """
 
 from __future__ import annotations
@@ -84,24 +84,19 @@ def shapes(config: dict[str, Any]) -> list[tuple[int, int]]:
 
 def linears(config: dict[str, Any], dtype: Any, way: str, device: str = "cpu") -> tuple[list[tuple[int, Layer]], Layer]:
     """Every layer with the width it takes, and the head."""
-    width = config["n_embd"]
-    blocks = [
-        (fan_in, _linear(fan_in, out, dtype, way, device))
-        for _ in range(config["n_layer"])
-        for fan_in, out in shapes(config)
-    ]
-    return blocks, _linear(width, config["vocab_size"], dtype, way, device)
-
-
-def _linear(fan_in: int, fan_out: int, dtype: Any, way: str, device: str) -> Layer:
     import torch
     import torch.nn.functional as F
 
-    weight = torch.randn(fan_out, fan_in).to(device, dtype)
-    if way == LINEAR:
-        return lambda x: F.linear(x, weight)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    from pipeline.engine.linear import Shelf, linear
+
+    shelf = Shelf()
+
+    def layer(fan_in: int, fan_out: int) -> Layer:
+        weight = torch.randn(fan_out, fan_in).to(device, dtype)
+        return linear(weight, None, shelf=shelf) if way == PACKED else lambda x: F.linear(x, weight)
+
+    blocks = [(fan_in, layer(fan_in, out)) for _ in range(config["n_layer"]) for fan_in, out in shapes(config)]
+    return blocks, layer(config["n_embd"], config["vocab_size"])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Linear layers, (B, in) -> (B, out), with their activation.
 
-On a CPU the weights are packed once for oneDNN, which multiplies small batches of float32 faster than MKL does from
-rows (the head of GPT-2 at 128 rows: 93 ms for 171), and applies the activation on the way. Elsewhere they stay rows of
-a matrix.
+On a CPU their weights are packed once: for the kernels (`native`), where these can multiply on this processor, else for
+oneDNN, which multiplies small batches of float32 faster than MKL does from rows. Elsewhere they stay rows of a matrix.
 """
 
 from __future__ import annotations
@@ -11,13 +10,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.engine import native
+
 Linear = Callable[[Tensor], Tensor]
 
 _ROWS = 128  # the batch for which oneDNN chooses its layout; the choice matters little from 32 on
+_ALIGNMENT = 64  # bytes of a cache line
+_TILE = 16  # outputs, and pairs of inputs, of a tile of bfloat16
 
 
 class Activation(NamedTuple):
@@ -26,6 +30,11 @@ class Activation(NamedTuple):
     function: Callable[[Tensor], Tensor]
     name: str
     algorithm: str
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the kernels apply it to the sums they have; any other is applied to what they give."""
+        return self.name == "none" or self.algorithm == "tanh"
 
 
 ACTIVATIONS = {
@@ -38,15 +47,77 @@ ACTIVATIONS = {
 IDENTITY = Activation(lambda x: x, "none", "")
 
 
-def linear(weight: Tensor, bias: Tensor | None, activation: Activation = IDENTITY) -> Linear:
-    """activation(x @ weight.T + bias) as a function of x; `weight` is (out, in), `bias` (out,)."""
-    if can_pack(weight):
+class Shelf:
+    """Memory for packed weights of layers, side by side in the order in which they are asked for. That should be the
+    order of their use, for the kernels fetch ahead. In huge pages where the system has them.
+    """
+
+    _BYTES = 64 << 20  # taken at once; what is not used costs nothing
+
+    def __init__(self) -> None:
+        self._free = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, count: int, dtype: torch.dtype) -> Tensor:
+        """So many elements, not initialised."""
+        num_bytes = -(-count * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        if len(self._free) < num_bytes:
+            memory = torch.from_numpy(np.zeros(max(num_bytes, self._BYTES) + _ALIGNMENT, np.uint8))
+            self._free = memory[-memory.data_ptr() % _ALIGNMENT :]
+        taken, self._free = self._free[:num_bytes], self._free[num_bytes:]
+        return taken.view(dtype)[:count]
+
+
+def linear(
+    weight: Tensor, bias: Tensor | None, activation: Activation = IDENTITY, shelf: Shelf | None = None
+) -> Linear:
+    """activation(x @ weight.T + bias) as a function of x; `weight` is (out, in), `bias` (out,).
+
+    Args:
+        shelf: where to put packed weights; by default they get memory of their own.
+    """
+    kernels = native.for_weight(weight)
+    if kernels:
+        weights, biases = _packed(weight, shelf or Shelf()), _padded_bias(weight, bias)
+        is_gelu = activation.is_fused and activation is not IDENTITY
+        product = partial(kernels.linear, weights=weights, biases=biases, outputs=len(weight), is_gelu=is_gelu)
+        return product if activation.is_fused else lambda x: activation.function(product(x))
+    if _onednn_packs(weight):
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation.name, [], activation.algorithm)
     return lambda x: activation.function(F.linear(x, weight, bias))
 
 
-def can_pack(weight: Tensor) -> bool:
+def _packed(weight: Tensor, shelf: Shelf) -> Tensor:
+    """Weights in the layout of `Kernels.linear`, groups of outputs with zeros at the end, (groups, ...)."""
+    group = native.GROUPS[weight.dtype]
+    num_whole, rest = divmod(len(weight), group)
+    packed = shelf.take((num_whole + bool(rest)) * group * weight.shape[1], weight.dtype)
+    tiles = _tiles(weight[: num_whole * group])
+    packed[: tiles.numel()].view(tiles.shape).copy_(tiles)
+    if rest:
+        tiles = _tiles(F.pad(weight[num_whole * group :], (0, 0, 0, group - rest)))
+        packed[-tiles.numel() :].view(tiles.shape).copy_(tiles)
+    return packed
+
+
+def _tiles(weight: Tensor) -> Tensor:
+    """Whole groups of outputs, (out, in), in the order in which the kernel reads them."""
+    group, inputs = native.GROUPS[weight.dtype], weight.shape[1]
+    if weight.dtype == torch.float32:
+        return weight.view(-1, group, inputs).transpose(1, 2)
+    tiles = weight.view(-1, group // _TILE, _TILE, inputs // (2 * _TILE), _TILE, 2)
+    return tiles.permute(0, 1, 3, 4, 2, 5)
+
+
+def _padded_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """In float32, with zeros up to a whole group."""
+    biases = torch.zeros(-(-len(weight) // native.GROUPS[weight.dtype]) * native.GROUPS[weight.dtype])
+    if bias is not None:
+        biases[: len(bias)] = bias
+    return biases
+
+
+def _onednn_packs(weight: Tensor) -> bool:
     """Whether oneDNN can hold these weights in a layout of its own."""
     if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.engine.attention import NewTokens, PromptTokens
 from pipeline.engine.cache import Memory, SlotCache
-from pipeline.engine.linear import ACTIVATIONS, Activation, Linear, linear
+from pipeline.engine.linear import ACTIVATIONS, IDENTITY, Activation, Linear, Shelf, linear
 from pipeline.engine.norm import Norm
 from pipeline.errors import ModelError
 
@@ -64,20 +64,21 @@ class GPT2:
         self.wte = tensors["transformer.wte.weight"]  # (V, E)
         self.wpe = tensors["transformer.wpe.weight"]  # (positions, E)
         self.head = tensors["lm_head.weight"]  # (V, E)
-        self._logits = linear(self.head, None)
-        self.blocks = [self._block(tensors, index, config) for index in range(config.n_layer)]
+        shelf = Shelf()
+        self.blocks = [self._block(tensors, index, config, shelf) for index in range(config.n_layer)]
+        self._logits = linear(self.head, None, shelf=shelf)
         self.ln_f = Norm(
             tensors["transformer.ln_f.weight"], tensors["transformer.ln_f.bias"], config.layer_norm_epsilon
         )
 
-    def _block(self, tensors: dict[str, Tensor], index: int, config: Any) -> Block:
+    def _block(self, tensors: dict[str, Tensor], index: int, config: Any, shelf: Shelf) -> Block:
         def pair(name: str) -> tuple[Tensor, Tensor]:
             prefix = f"transformer.h.{index}.{name}"
             return tensors[f"{prefix}.weight"], tensors[f"{prefix}.bias"]
 
-        def dense(name: str, *activation: Activation) -> Linear:
+        def dense(name: str, activation: Activation = IDENTITY) -> Linear:
             weight, bias = pair(name)
-            return linear(weight.t().contiguous(), bias, *activation)  # GPT-2's files have (in, out)
+            return linear(weight.t().contiguous(), bias, activation, shelf)  # GPT-2's files have (in, out)
 
         scale = 1 / math.sqrt(self.head_size) if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:

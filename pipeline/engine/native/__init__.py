@@ -1,10 +1,12 @@
 """Compiled kernels for CPU tensors: the parts of a decode step that torch does in many passes, done in one.
 
-`kernels()` compiles `kernels.cpp` for this machine on first use and keeps the library in the user's cache folder. Where
-there is no C++ compiler, or `BATCHGEN_KERNELS=torch` says so, it gives None and the engine runs plain torch; the token
-ids are the same, the recorded numbers agree to rounding. Each kernel is a drop-in for the plain function it names.
+`kernels()` compiles the C++ beside this file for this machine on first use and keeps the library in the user's cache
+folder. Where there is no C++ compiler, or `BATCHGEN_KERNELS=torch` says so, it gives None and the engine runs plain
+torch; the token ids are the same, the recorded numbers agree to rounding. Each kernel is a drop-in for the plain
+function it names.
 
-Shape letters: B rows, E width, H heads, D head size, T positions, V vocabulary, K kept, N chosen tokens.
+Shape letters: B rows, E width, I inputs, O outputs, H heads, D head size, T positions, V vocabulary, K kept, N chosen
+tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +27,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+GROUPS = {torch.float32: 48, torch.bfloat16: 64}  # outputs that `linear` takes together
+_INPUTS = {torch.float32: 16, torch.bfloat16: 32}  # of these it takes multiples
+
 _SIGNATURES = {
+    "linear_float32": "pppiiiip",
+    "linear_bfloat16": "pppiiiip",
     "attend_float32": "pppppiiiifp",
     "attend_bfloat16": "pppppiiiifp",
     "add_norm_float32": "ppppiifp",
@@ -52,6 +59,27 @@ class Kernels:
         for name, letters in _SIGNATURES.items():
             function = getattr(self._library, name)
             function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
+        self._multiplied = [dtype for dtype in GROUPS if self._multiplies(dtype)]
+
+    def _multiplies(self, dtype: torch.dtype) -> bool:
+        function = getattr(self._library, f"multiplies_{_name(dtype)}")
+        function.restype = ctypes.c_bool
+        return bool(function())
+
+    def takes(self, weight: Tensor) -> bool:
+        """Whether `linear` works for these weights, (O, I), on this processor."""
+        return weight.dtype in self._multiplied and weight.shape[1] % _INPUTS[weight.dtype] == 0
+
+    def linear(self, x: Tensor, weights: Tensor, biases: Tensor, outputs: int, is_gelu: bool) -> Tensor:
+        """x @ weight.T + bias, with GELU by tanh if asked: (B, I) -> (B, O).
+
+        Args:
+            weights: packed as `linear.cpp` says, in groups of `GROUPS` outputs.
+            biases: float32, zeros up to a whole group.
+        """
+        out = torch.empty((len(x), outputs), dtype=x.dtype)
+        self._call(_typed("linear", x), x, weights, biases, *x.shape, outputs, is_gelu, out)
+        return out
 
     def attend(
         self, fused: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, scale: float
@@ -121,7 +149,11 @@ class Kernels:
 
 def _typed(name: str, tensor: Tensor) -> str:
     """Name of the function for tensors of this dtype."""
-    return f"{name}_{str(tensor.dtype).removeprefix('torch.')}"
+    return f"{name}_{_name(tensor.dtype)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @lru_cache(maxsize=1)
@@ -140,3 +172,9 @@ def kernels() -> Kernels | None:
 def for_tensor(tensor: Tensor) -> Kernels | None:
     """The kernels if they can take this tensor: on the CPU, in float32 or bfloat16."""
     return kernels() if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16) else None
+
+
+def for_weight(weight: Tensor) -> Kernels | None:
+    """The kernels if they can multiply with these weights, (O, I)."""
+    found = for_tensor(weight)
+    return found if found and found.takes(weight) else None

@@ -14,7 +14,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 # Not -ffast-math: infinities and NaN carry meaning, and sums must keep their order.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 SECONDS = 120  # most time for the compiler
@@ -48,14 +49,17 @@ def _compile(compiler: str, library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         built = Path(scratch) / "kernels.so"
-        command = [compiler, *FLAGS, "-shared", "-fPIC", str(SOURCE), "-o", str(built)]
+        command = [compiler, *FLAGS, "-shared", "-fPIC", *map(str, SOURCES), "-o", str(built)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
         built.replace(library)
 
 
 def _digest(compiler: str) -> str:
     """Of source, flags, compiler and processor: a home folder may be shared by machines that are not alike."""
-    facts = [SOURCE.read_bytes(), *(each.encode() for each in (*FLAGS, compiler, platform.machine(), _processor()))]
+    facts = [
+        *(each.read_bytes() for each in SOURCES + HEADERS),
+        *(each.encode() for each in (*FLAGS, compiler, platform.machine(), _processor())),
+    ]
     return hashlib.sha256(b"\0".join(facts)).hexdigest()[:16]
 
 

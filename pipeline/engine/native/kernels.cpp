@@ -8,108 +8,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <utility>
 #include <vector>
 
+#include "fetch.h"
+#include "vectors.h"
+
 namespace {
-
-constexpr float INF = std::numeric_limits<float>::infinity();
-constexpr int LANES = 16;
-typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
-
-inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
-inline Floats broadcast(float value) { return value - Floats{}; }
-
-inline Floats higher(Floats left, Floats right) { return left > right ? left : right; }
-
-template <int STEP>
-inline Floats turned(Floats values) {  // lane i holds what lane i + STEP held
-    constexpr auto at = [](int lane) { return (lane + STEP) % LANES; };
-    return __builtin_shufflevector(values, values, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9),
-                                   at(10), at(11), at(12), at(13), at(14), at(15));
-}
-
-inline float highest(Floats values) {
-    values = higher(values, turned<8>(values));
-    values = higher(values, turned<4>(values));
-    values = higher(values, turned<2>(values));
-    return higher(values, turned<1>(values))[0];
-}
-
-inline float total(Floats values) {
-    values += turned<8>(values);
-    values += turned<4>(values);
-    values += turned<2>(values);
-    return (values + turned<1>(values))[0];
-}
-
-// e^x for x <= 0, within 2 units in the last place; 0 below -87. Cody and Waite's reduction, a polynomial of degree 6.
-inline Floats exp_nonpositive(Floats x) {
-    const Floats floor = broadcast(-87.0f);
-    const Ints is_low = x < floor;
-    x = is_low ? floor : x;
-    const Floats shifter = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    const Floats shifted = x * 1.44269504088896341f + shifter;
-    const Floats whole = shifted - shifter;
-    const Floats rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    Floats sum = broadcast(1.9875691500e-4f);
-    sum = sum * rest + 1.3981999507e-3f;
-    sum = sum * rest + 8.3334519073e-3f;
-    sum = sum * rest + 4.1665795894e-2f;
-    sum = sum * rest + 1.6666665459e-1f;
-    sum = sum * rest + 5.0000001201e-1f;
-    sum = sum * rest * rest + rest + 1.0f;
-    const Ints power = (reinterpret_cast<const Ints&>(shifted) - 0x4B400000) << 23;
-    const Ints scaled = reinterpret_cast<const Ints&>(sum) + power;
-    return is_low ? Floats{} : reinterpret_cast<const Floats&>(scaled);
-}
-
-// bfloat16 is the upper half of a float32.
-struct BFloat16 {
-    uint16_t bits;
-};
-
-inline float to_float(float value) { return value; }
-inline float to_float(BFloat16 value) {
-    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-    float result;
-    std::memcpy(&result, &bits, 4);
-    return result;
-}
-
-// 2 * LANES elements as two vectors: of float32 the first half and the second, of bfloat16 those at even places and those at
-// odd ones, which takes no shuffle.
-constexpr int PAIR = 2 * LANES;
-struct Pair {
-    Floats first, second;
-};
-
-inline Pair load_pair(const float* from) { return {load(from), load(from + LANES)}; }
-inline Pair load_pair(const BFloat16* from) {
-    const Words words = *reinterpret_cast<const Words*>(from);
-    const Words even = words << 16, odd = words & 0xFFFF0000;
-    return {reinterpret_cast<const Floats&>(even), reinterpret_cast<const Floats&>(odd)};
-}
-
-// As bfloat16, rounded to nearest, ties to even.
-inline Words rounded(Floats values) {
-    const Words bits = reinterpret_cast<const Words&>(values);
-    return values == values ? (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 : Words{} + 0x7FC0;
-}
-
-inline void store(float* to, float value) { *to = value; }
-inline void store(BFloat16* to, float value) { to->bits = rounded(broadcast(value))[0]; }
-
-inline void store_pair(float* to, const Pair& pair) {
-    *reinterpret_cast<Floats*>(to) = pair.first;
-    *reinterpret_cast<Floats*>(to + LANES) = pair.second;
-}
-inline void store_pair(BFloat16* to, const Pair& pair) {
-    *reinterpret_cast<Words*>(to) = rounded(pair.first) | rounded(pair.second) << 16;
-}
 
 // Adds each block of STEP lanes to the next one, those of `left` into even blocks and those of `right` into odd ones.
 template <int STEP>
@@ -149,22 +54,15 @@ inline Floats product(const float* query, const Element* key, int64_t size) {
     return sums;
 }
 
-// Asks for elements that are read soon, into the second-level cache: there may be more of them than the first one holds.
-template <typename Element>
-inline void prefetch(const Element* from, int64_t count) {
-    constexpr int64_t LINE = 64 / sizeof(Element);
-    for (int64_t at = 0; at < count; at += LINE) __builtin_prefetch(from + at, 0, 2);
-}
-
-// Products of Q queries, (Q, D), with `count` keys (T, D): (Q, `stride`), with room for LANES more. Meanwhile as much of `next`
-// is fetched.
+// Products of Q queries, (Q, D), with `count` keys (T, D): (Q, `stride`), with room for LANES more. Meanwhile half
+// of what is read next is fetched.
 template <int Q, typename Element>
 inline void multiply(const float* queries, const Element* keys, int64_t count, int64_t size, float* scores, int64_t stride,
-                     const Element* next) {
+                     Fetch& fetch) {
     constexpr int KEYS = LANES / Q;
+    const int64_t lines = KEYS * size * sizeof(Element) / (Fetch::STREAMS * LINE);
     for (int64_t start = 0; start < count; start += KEYS) {
-        const int64_t end = std::min(start + KEYS, count);
-        prefetch(next + start * size, (end - start) * size);
+        fetch.some(lines);
         Floats sums[LANES];
         for (int t = 0; t < KEYS; ++t) {
             const Element* key = keys + std::min(start + t, count - 1) * size;
@@ -191,14 +89,15 @@ inline float exponentials(float* scores, int64_t count) {
 }
 
 // Sums of the rows of `values` (T, D) by Q sets of weights, (Q, `stride`), from column `d` on: N pairs of vectors of columns at a
-// time. Meanwhile as much of `next` is fetched.
+// time. Meanwhile the other half of what is read next is fetched.
 template <int Q, int N, typename Element>
 inline int64_t mix_columns(int64_t d, const Element* values, int64_t size, const float* weights, int64_t stride,
-                           int64_t count, const float* scales, Element* out, int64_t out_stride, const Element* next) {
+                           int64_t count, const float* scales, Element* out, int64_t out_stride, Fetch& fetch) {
+    constexpr int64_t NEED = Fetch::STREAMS * LINE / (N * PAIR * sizeof(Element));  // rows for a line of each stream
     for (; d + N * PAIR <= size; d += N * PAIR) {
         Pair sums[Q][N] = {};
         for (int64_t t = 0; t < count; ++t) {
-            prefetch(next + t * size + d, N * PAIR);
+            if (t % NEED == 0) fetch.some(1);
             for (int n = 0; n < N; ++n) {
                 const Pair pair = load_pair(values + t * size + d + n * PAIR);
                 for (int q = 0; q < Q; ++q) {
@@ -224,11 +123,10 @@ struct Room {
 };
 
 // Q queries of one head, `width` * 3 apart, against the keys and values of a slot, each (T, D): the first sees `count` of them,
-// each other one more. Memory is slower than this reads: the values are fetched while the keys are in use, and `next_keys`
-// while the values are.
+// each other one more. Memory is slower than this reads, so what is read next is fetched meanwhile.
 template <int Q, typename Element, int FIXED>
 inline void attend_head(const Element* query, const Element* keys, const Element* values, int64_t count, int64_t size,
-                        int64_t width, float scale, Room& room, Element* out, const Element* next_keys) {
+                        int64_t width, float scale, Room& room, Element* out, Fetch& fetch) {
     const int64_t d_size = FIXED ? FIXED : size, seen = count + Q - 1;
     float *scores = room.scores.data(), *scaled = room.scaled.data(), shares[Q];
     for (int q = 0; q < Q; ++q) {
@@ -240,14 +138,14 @@ inline void attend_head(const Element* query, const Element* keys, const Element
         }
         for (; d < d_size; ++d) scaled[q * d_size + d] = to_float(query[q * 3 * width + d]) * scale;
     }
-    multiply<Q>(scaled, keys, seen, d_size, scores, room.stride, values);
+    multiply<Q>(scaled, keys, seen, d_size, scores, room.stride, fetch);
     for (int q = 0; q < Q; ++q) {
         float* own = scores + q * room.stride;
         shares[q] = 1 / exponentials(own, count + q);
         std::fill(own + count + q, own + seen, 0.0f);
     }
-    int64_t d = mix_columns<Q, 2>(0, values, d_size, scores, room.stride, seen, shares, out, width, next_keys);
-    d = mix_columns<Q, 1>(d, values, d_size, scores, room.stride, seen, shares, out, width, next_keys);
+    int64_t d = mix_columns<Q, 2>(0, values, d_size, scores, room.stride, seen, shares, out, width, fetch);
+    d = mix_columns<Q, 1>(d, values, d_size, scores, room.stride, seen, shares, out, width, fetch);
     for (; d < d_size; ++d) {
         for (int q = 0; q < Q; ++q) {
             float sum = 0;
@@ -268,7 +166,8 @@ void attend_tokens(const Element* fused, Element* keys, Element* values, const i
         for (int64_t head = 0; head < heads; ++head) {
             const int64_t start = (slots[first] * heads + head) * num_positions * d_size;
             const Element *own_keys = keys + start, *own_values = values + start;
-            const Element* next = own_keys + num_positions * d_size;
+            const int64_t next = num_positions * d_size, seen = (positions[end - 1] + 1) * d_size * sizeof(Element);
+            Fetch fetch(own_keys + next, own_values + next, seen);  // as much of the next head
             for (int64_t token = first; token < end; ++token) {
                 const Element* query = fused + token * 3 * width + head * d_size;
                 const int64_t place = start + positions[token] * d_size;
@@ -280,7 +179,7 @@ void attend_tokens(const Element* fused, Element* keys, Element* values, const i
                 Element* mixed = out + token * width + head * d_size;
                 together = token + Q <= end ? Q : 1;
                 const auto chosen = together == Q ? attend_head<Q, Element, FIXED> : attend_head<1, Element, FIXED>;
-                chosen(query, own_keys, own_values, positions[token] + 1, d_size, width, scale, room, mixed, next);
+                chosen(query, own_keys, own_values, positions[token] + 1, d_size, width, scale, room, mixed, fetch);
             }
         }
     }
