@@ -111,10 +111,8 @@ def _tiles(weight: Tensor) -> Tensor:
 
 def _padded_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
     """In float32, with zeros up to a whole group."""
-    biases = torch.zeros(-(-len(weight) // native.GROUPS[weight.dtype]) * native.GROUPS[weight.dtype])
-    if bias is not None:
-        biases[: len(bias)] = bias
-    return biases
+    biases = torch.zeros(len(weight)) if bias is None else bias.float()
+    return F.pad(biases, (0, -len(weight) % native.GROUPS[weight.dtype]))
 
 
 def _onednn_packs(weight: Tensor) -> bool:

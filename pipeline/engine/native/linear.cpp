@@ -51,7 +51,6 @@ void finish(const float* sums, int64_t width, int64_t rows, int64_t count, const
 
 #ifdef __AVX512F__
 struct Wide {
-    typedef float Element;
     static constexpr int64_t COLUMNS = 48, ROWS = 8, STEP = 16;  // 24 registers of sums; inputs of a step
     static constexpr int64_t STEPS = 1;                          // of fetching while a step of inputs is multiplied
 
@@ -97,16 +96,15 @@ struct TileShapes {
 };
 
 struct Tiles {
-    typedef BFloat16 Element;
     static constexpr int64_t COLUMNS = 64, ROWS = 32, STEP = 32;
     static constexpr int64_t STEPS = 2;
     static constexpr int64_t SIDE = 16, TILE = 1024, WIDTH = COLUMNS * 4;  // rows, bytes; bytes of a row of sums
 
-    int64_t rows, tile_row;  // bytes of 16 rows of inputs, or of 16 columns of weights
+    int64_t tile_row;  // bytes of 16 rows of inputs, or of 16 columns of weights
     const char* packed;
 
     // Inputs are packed tile by tile, with zeros for rows that are missing.
-    Tiles(const BFloat16* x, int64_t rows, int64_t inputs) : rows(rows), tile_row(inputs / STEP * TILE) {
+    Tiles(const BFloat16* x, int64_t rows, int64_t inputs) : tile_row(inputs / STEP * TILE) {
         static thread_local std::vector<char> room;
         const int64_t tiles = (rows + SIDE - 1) / SIDE;
         room.resize(std::max<size_t>(room.size(), tiles * tile_row + LINE));
