@@ -21,7 +21,7 @@ from benchmarks.command import options
 from benchmarks.machine import machine, peak_bytes, write_result
 from benchmarks.models import GPT2_124M, TINY, Size, checkpoint
 from benchmarks.workloads import Workload, uniform
-from pipeline.engine import Engine, load_model
+from pipeline.engine import Engine, keep_freed_memory, load_model
 from pipeline.engine.memory import needed_bytes
 from pipeline.records import Request, row_seed
 from pipeline.strategies import BeamSearch, Greedy, Sampling, Strategy, num_rows
@@ -43,6 +43,7 @@ def peak(folder: Path, dtype: str, workload: Workload, strategy: Strategy, cache
     """What was planned and what was taken, in bytes, beside the weights."""
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     model = load_model(str(folder), dtype, "cpu")
     gc.collect()

@@ -5,7 +5,6 @@ A shard's part is a pure function of (shard, job, model): any process may comput
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import time
@@ -48,8 +47,6 @@ class Shard(NamedTuple):
     lo: int
     hi: int
 
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 Poisoned = Mapping[int, RowError]  # row of the input -> why it must not be generated for
 NO_ROWS: Poisoned = {}
@@ -146,20 +143,13 @@ def part_metadata(job: Job, fingerprint: str, commit: str) -> dict[str, str]:
     }
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc, where that is what allocates, keep for the next shard what it would give back after each one and take
-    again page by page: 16,000 faults in a shard of 128 prompts, 2 to 4 % of its time, for 6,000."""
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most it takes
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
 def make_engine(setup: Setup, tokenizer: Tokenizer) -> Generates:
     """The real engine, on the GPU this process may use, else on one CPU thread."""
     import torch
 
-    from pipeline.engine import Engine, check_room, load_model
+    from pipeline.engine import Engine, check_room, keep_freed_memory, load_model
 
+    keep_freed_memory()
     torch.set_float32_matmul_precision("highest")  # whatever the environment says: TF32 is not exact
     torch.set_num_threads(1)  # one replica per core is faster than threads, and as exact
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -207,8 +197,6 @@ def open_worker(setup: Setup, engine_maker: EngineMaker = make_engine) -> Worker
         ModelError: the checkpoint found here is not the planned one.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # replicas, not threads, use the cores
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: logits in huge pages, of which few fault per step
-    _keep_freed_memory()
     model = checkpoint.locate(*setup.model)
     checkpoint.check_unchanged(model, setup.checkpoint.digests)
     tokenizer = Tokenizer(model, setup.rules.vocab_size)

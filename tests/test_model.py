@@ -77,6 +77,32 @@ def decoded(model: GPT2, rows: list[tuple[int, ...]], lengths: list[int]) -> lis
     return [torch.cat(parts) for parts in logits]
 
 
+@torch.inference_mode()
+def ways_through(model: GPT2) -> list[torch.Tensor]:
+    """States of prompts, of some of their tokens, and of a step, and what the cache holds then."""
+    prompts = uneven_prompts(5, vocab_size=50)
+    cache = model.new_cache(2 * len(prompts), model.num_positions)
+    whole = model.prefill(cache, 0, prompts)
+    ends = model.prefill(cache, len(prompts), prompts, num_last=[min(2, len(prompt)) for prompt in prompts])
+    step = model.decode(cache, [*range(2 * len(prompts))])
+    return [*(states.last for states in [*whole, *ends, step]), cache.keys, cache.values]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", ["plain", "inverse_layer_idx", "gelu_pytorch_tanh", "one_layer", "large_epsilon"])
+def test_all_layers_in_one_call_give_what_they_give_one_by_one(
+    variant: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = GPT2(source_model(**VARIANTS[variant]).to(dtype))
+    if model._compiled is None:
+        pytest.skip(f"the kernels do not multiply {dtype} on this processor")
+    together = ways_through(model)
+    monkeypatch.setattr(model, "_compiled", None)
+    for found, expected in zip(together, ways_through(model), strict=True):
+        assert found.isfinite().all()
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
 def test_prefilled_prompts_of_any_length_equal_transformers(values: dict[str, Any]) -> None:
     source = source_model(**values)

@@ -18,9 +18,9 @@ from torch import Tensor
 from pipeline.engine import attention, native
 from pipeline.engine.filters import plain_keep_mass, plain_pack
 from pipeline.engine.linear import ACTIVATIONS, IDENTITY, Shelf, linear
-from pipeline.engine.measure import plain_measure
+from pipeline.engine.measure import plain_measure, plain_score
 from pipeline.engine.native.build import library_path
-from pipeline.engine.norm import Norm, plain_add_norm
+from pipeline.engine.norm import Norm, plain_add_norm, plain_norm
 from pipeline.engine.ranking import plain_rank, plain_top_k
 from pipeline.engine.sampling import plain_draw
 
@@ -78,7 +78,7 @@ def test_banned_tokens_come_last_in_order_of_their_ids(vocab: int, seed: int, ba
 def test_measures_agree_with_float64(vocab: int, k: int, seed: int, spread: float, dtype: torch.dtype) -> None:
     assert KERNELS is not None
     logits = (random_scores(3, vocab, seed, spread=spread) + 7).to(dtype)
-    log_normalisers, entropies, token_ids, values = KERNELS.measure(logits, min(k, vocab))
+    log_normalisers, entropies, token_ids, probs = KERNELS.measure(logits, min(k, vocab))
     exact = logits.double()
     logprobs = exact.log_softmax(-1)
     torch.testing.assert_close(log_normalisers.double(), exact.logsumexp(-1), rtol=2e-7, atol=1e-6)
@@ -86,7 +86,8 @@ def test_measures_agree_with_float64(vocab: int, k: int, seed: int, spread: floa
     plain = plain_measure(logits, min(k, vocab))
     torch.testing.assert_close((log_normalisers, entropies), plain[:2], rtol=1e-5, atol=2e-5)
     assert token_ids.tolist() == plain[2].tolist()
-    assert values.tolist() == plain[3].tolist()
+    torch.testing.assert_close(probs.double(), logprobs.exp().gather(-1, token_ids.long()), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(probs, plain[3], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("broken", [float("nan"), INF, -INF])
@@ -108,6 +109,23 @@ def test_ranks_are_those_of_plain_torch(vocab: int, seed: int, grain: float, dty
     rows = torch.tensor([3, 0, 0, 2])
     tokens = torch.randint(vocab, (4,), generator=torch.Generator().manual_seed(seed))
     assert KERNELS.rank(scores, rows, tokens).tolist() == plain_rank(scores, rows, tokens).tolist()
+
+
+@laws
+@given(vocab=sizes, k=st.integers(1, 20), seed=st.integers(0, 99), grain=st.sampled_from([0.0, 1.0]), dtype=dtypes)
+def test_log_probabilities_and_ranks_are_those_of_plain_torch(
+    vocab: int, k: int, seed: int, grain: float, dtype: torch.dtype
+) -> None:
+    assert KERNELS is not None
+    logits = random_scores(4, vocab, seed, grain=grain).to(dtype)
+    log_normalisers, _, best, _ = plain_measure(logits, min(k, vocab))
+    rows = torch.tensor([3, 0, 0, 2, 1])
+    tokens = torch.randint(vocab, (5,), generator=torch.Generator().manual_seed(seed))
+    tokens[-1] = best[1, -1]
+    logprobs, ranks = KERNELS.score(logits, log_normalisers, best, rows, tokens)
+    expected, expected_ranks = plain_score(logits, log_normalisers, best, rows, tokens)
+    assert logprobs.tolist() == expected.tolist()
+    assert ranks.tolist() == expected_ranks.tolist() == plain_rank(logits, rows, tokens).tolist()
 
 
 @laws
@@ -247,6 +265,10 @@ def test_a_sum_and_its_norm_are_those_of_plain_torch(rows: int, width: int, seed
     found, expected = KERNELS.add_norm(found_sum, update, norm), plain_add_norm(expected_sum, update, norm)
     assert torch.equal(found_sum, expected_sum)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5 if dtype == torch.float32 else 2**-7)
+    assert torch.equal(KERNELS.add_norm(found_sum, None, norm), found)
+    torch.testing.assert_close(
+        found, plain_norm(found_sum, norm), atol=1e-5, rtol=1e-5 if dtype == torch.float32 else 2**-7
+    )
 
 
 def test_a_broken_row_is_not_normalised_and_spoils_no_other() -> None:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from benchmarks.peers.serving import Once, Work, serve
-from pipeline.engine import Engine, decode, load_model, turn
+from pipeline.engine import Engine, decode, keep_freed_memory, load_model, turn
 from pipeline.engine.measure import Measures
 from pipeline.records import Request, Response, RowError, row_seed
 from pipeline.strategies import Strategy, num_rows
@@ -28,6 +28,7 @@ def prepare(work: Work) -> Once:
     """Load the checkpoint; each call generates for all prompts."""
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(len(work["cores"]))
     model = load_model(work["checkpoint"], work["dtype"], work["device"])
     whole_cache = work["batch"] * model.num_positions * model.kv_bytes_per_token

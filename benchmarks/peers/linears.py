@@ -28,6 +28,9 @@ def prepare(work: Work) -> Once:
     """Lay out random weights of the checkpoint's shape; each call multiplies what the job needs."""
     import torch
 
+    from pipeline.engine import keep_freed_memory
+
+    keep_freed_memory()
     torch.set_num_threads(len(work["cores"]))
     config = json.loads((Path(work["checkpoint"]) / "config.json").read_text(encoding="utf-8"))
     dtype = getattr(torch, work["dtype"])

@@ -32,6 +32,11 @@ class PromptTokens:
         self.slots = self._rows + first_slot
         self.positions = torch.arange(len(self._rows), device=device) - (ends.cumsum(0) - ends)[self._rows]
 
+    @property
+    def suit_kernels(self) -> bool:
+        """Whether the kernels attend faster than torch."""
+        return max(self.lengths) <= KERNEL_TOKENS
+
     def last(self, counts: Sequence[int]) -> Tensor:
         """Where in the stream the last tokens of each prompt are, so many of each, (M,)."""
         starts = torch.tensor(self.lengths, device=self.slots.device) - torch.tensor(counts, device=self.slots.device)
@@ -47,7 +52,7 @@ class PromptTokens:
         Returns:
             (N, HD).
         """
-        if max(self.lengths) <= KERNEL_TOKENS and (kernels := native.for_tensor(fused)):
+        if self.suit_kernels and (kernels := native.for_tensor(fused)):
             return kernels.attend(fused, keys, values, self.slots, self.positions, scale)
         return self.plain_attend(fused, keys, values, scale)
 
@@ -83,6 +88,8 @@ class NewTokens:
     Args:
         width: more than any of the positions. Not given, it is worked out, for which the host waits for a GPU.
     """
+
+    suit_kernels = True
 
     def __init__(self, positions: Tensor, width: int | None = None) -> None:
         self.positions = positions

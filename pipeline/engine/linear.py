@@ -7,6 +7,7 @@ oneDNN, which multiplies small batches of float32 faster than MKL does from rows
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -67,6 +68,21 @@ class Shelf:
         return taken.view(dtype)[:count]
 
 
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """A layer that the kernels multiply."""
+
+    kernels: native.Kernels
+    weights: Tensor
+    biases: Tensor
+    outputs: int
+    is_gelu: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, in) -> (B, out)."""
+        return self.kernels.linear(x, self.weights, self.biases, self.outputs, self.is_gelu)
+
+
 def linear(
     weight: Tensor, bias: Tensor | None, activation: Activation = IDENTITY, shelf: Shelf | None = None
 ) -> Linear:
@@ -77,9 +93,9 @@ def linear(
     """
     kernels = native.for_weight(weight)
     if kernels:
-        weights, biases = _packed(weight, shelf or Shelf()), _padded_bias(weight, bias)
         is_gelu = activation.is_fused and activation is not IDENTITY
-        product = partial(kernels.linear, weights=weights, biases=biases, outputs=len(weight), is_gelu=is_gelu)
+        packed, biases = _packed(weight, shelf or Shelf()), _padded_bias(weight, bias)
+        product = PackedLinear(kernels, packed, biases, len(weight), is_gelu)
         return product if activation.is_fused else lambda x: activation.function(product(x))
     if _onednn_packs(weight):
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
@@ -106,7 +122,7 @@ def _tiles(weight: Tensor) -> Tensor:
     if weight.dtype == torch.float32:
         return weight.view(-1, group, inputs).transpose(1, 2)
     tiles = weight.view(-1, group // _TILE, _TILE, inputs // (2 * _TILE), _TILE, 2)
-    return tiles.permute(0, 1, 3, 4, 2, 5)
+    return tiles.permute(0, 3, 1, 4, 2, 5)
 
 
 def _padded_bias(weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,13 +39,13 @@ class Measures(NamedTuple):
 
 def measure(logits: Tensor, k: int) -> Measures:
     """Summarise raw logits, (B, V); `k` may be 0."""
-    log_normalisers, entropies, token_ids, values = summarise(logits, k)
+    log_normalisers, entropies, token_ids, probs = summarise(logits, k)
     return Measures(
         log_normalisers=log_normalisers,
         best=token_ids[:, 0].long(),
         entropies=entropies.cpu().numpy(),
         top_token_ids=token_ids[:, :k].cpu().numpy(),
-        top_probs=torch.exp(values[:, :k] - log_normalisers[:, None]).cpu().numpy(),
+        top_probs=probs[:, :k].cpu().numpy(),
     )
 
 
@@ -57,13 +56,13 @@ def summarise(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def plain_measure(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-sum-exps and entropies, (B,), and the k best tokens int32 with their logits, (B, K), in a few passes.
+    """Log-sum-exps and entropies, (B,), and the k best tokens int32 with their probabilities, (B, K), in a few passes.
 
     A few rows at a time, so that all passes but the first find them in the processor's cache.
     """
     parts = [_measure_rows(rows, k) for rows in torch.split(logits, _ROWS_AT_ONCE.get(logits.device.type, 1024))]
-    log_normalisers, entropies, token_ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
-    return log_normalisers, entropies, token_ids, values
+    log_normalisers, entropies, token_ids, probs = (torch.cat(column) for column in zip(*parts, strict=True))
+    return log_normalisers, entropies, token_ids, probs
 
 
 _ROWS_AT_ONCE = {"cpu": 4}
@@ -76,7 +75,8 @@ def _measure_rows(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tenso
     shares = below.exp()
     sums = shares.sum(-1)
     means = shares.mul_(below).sum(-1) / sums
-    return values[:, 0] + sums.log(), sums.log() - means, token_ids.to(torch.int32), values
+    log_normalisers = values[:, 0] + sums.log()
+    return log_normalisers, sums.log() - means, token_ids.to(torch.int32), torch.exp(values - log_normalisers[:, None])
 
 
 def score(logits: Tensor, measures: Measures, rows: Tensor, tokens: Tensor) -> tuple[list[float], list[int]]:
@@ -87,14 +87,30 @@ def score(logits: Tensor, measures: Measures, rows: Tensor, tokens: Tensor) -> t
         measures: of the same logits.
         rows, tokens: (N,) int64.
     """
-    logprobs = logits[rows, tokens].float() - measures.log_normalisers[rows]
-    known = measures.top_token_ids if measures.num_alternatives else measures.best[:, None].cpu().numpy()
-    recorded = known[rows.cpu().numpy()] == tokens.cpu().numpy()[:, None]  # (N, K), or (N, 1)
-    ranks = recorded.argmax(-1) + 1
-    missing = torch.from_numpy(np.flatnonzero(~recorded.any(-1))).to(rows.device)
-    if len(missing):
-        ranks[missing.cpu().numpy()] = rank(logits, rows[missing], tokens[missing]).cpu().numpy()
+    known = torch.from_numpy(measures.top_token_ids) if measures.num_alternatives else measures.best[:, None].int()
+    kernels = native.for_tensor(logits)
+    found = (kernels.score if kernels else plain_score)(logits, measures.log_normalisers, known, rows, tokens)
+    logprobs, ranks = found
     return logprobs.tolist(), ranks.tolist()
+
+
+def plain_score(
+    logits: Tensor, log_normalisers: Tensor, best: Tensor, rows: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and ranks, (N,) each.
+
+    Args:
+        log_normalisers: (B,).
+        best: (B, K) int32, the best tokens in order: of others the rank takes a look at the whole row.
+        rows, tokens: (N,) int64.
+    """
+    logprobs = logits[rows, tokens].float() - log_normalisers[rows]
+    is_found = best.to(rows.device)[rows] == tokens[:, None]  # (N, K)
+    ranks = is_found.int().argmax(-1) + 1
+    missing = (~is_found.any(-1)).nonzero()[:, 0]
+    if len(missing):
+        ranks[missing] = rank(logits, rows[missing], tokens[missing])
+    return logprobs, ranks
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.engine.attention import NewTokens, PromptTokens
 from pipeline.engine.cache import Memory, SlotCache
+from pipeline.engine.layers import compiled_layers
 from pipeline.engine.linear import ACTIVATIONS, IDENTITY, Activation, Linear, Shelf, linear
 from pipeline.engine.norm import Norm
 from pipeline.errors import ModelError
@@ -70,6 +71,7 @@ class GPT2:
         self.ln_f = Norm(
             tensors["transformer.ln_f.weight"], tensors["transformer.ln_f.bias"], config.layer_norm_epsilon
         )
+        self._compiled = compiled_layers(self)
 
     def _block(self, tensors: dict[str, Tensor], index: int, config: Any, shelf: Shelf) -> Block:
         def pair(name: str) -> tuple[Tensor, Tensor]:
@@ -198,6 +200,8 @@ class GPT2:
     ) -> States:
         """A stream of tokens through all layers: N ids -> (N, E); of some tokens alone, `wanted` (M,), -> (M, E)."""
         input_ids = torch.as_tensor(ids, device=self.device)
+        if self._compiled and tokens.suit_kernels and not early:
+            return States(self._compiled(cache, tokens, input_ids, wanted), {})
         cache.token_ids[tokens.slots, tokens.positions] = input_ids
         x = F.embedding(input_ids, self.wte) + F.embedding(tokens.positions, self.wpe)  # (N, E)
         normed = self.blocks[0].ln_1(x)

@@ -23,7 +23,8 @@ class Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, E) -> (N, E)."""
-        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.epsilon)
+        kernels = native.for_tensor(x)
+        return kernels.add_norm(x, None, self) if kernels else plain_norm(x, self)
 
     def after_adding(self, x: Tensor, update: Tensor) -> Tensor:
         """Add `update` to `x` in place, and normalise the sum: (N, E) each."""
@@ -31,7 +32,12 @@ class Norm:
         return (kernels.add_norm if kernels else plain_add_norm)(x, update, self)
 
 
+def plain_norm(x: Tensor, norm: Norm) -> Tensor:
+    """A norm in torch."""
+    return F.layer_norm(x, (x.shape[-1],), norm.weight, norm.bias, norm.epsilon)
+
+
 def plain_add_norm(x: Tensor, update: Tensor, norm: Norm) -> Tensor:
     """`Norm.after_adding` in torch."""
     x += update
-    return norm(x)
+    return plain_norm(x, norm)

@@ -256,7 +256,7 @@ class Stride:
         hidden = self._model.decode(self._cache, self._tokens, width=self._shape.width).last
         logits = self._model.logits(hidden)
         num_alternatives = self._on_device.top_probs.shape[2]
-        log_normalisers, entropies, best, best_scores = summarise(logits, num_alternatives)
+        log_normalisers, entropies, best, best_probs = summarise(logits, num_alternatives)
         tokens = best[:, 0].long()
         chosen = [self._choose(logits, group) for group in range(len(self._rows))]
         is_possible = torch.ones_like(tokens, dtype=torch.bool)
@@ -274,7 +274,7 @@ class Stride:
             token_ranks=rank(logits, torch.arange(len(tokens), device=tokens.device), tokens),
             entropies=entropies,
             top_token_ids=best[:, :num_alternatives],
-            top_probs=torch.exp(best_scores[:, :num_alternatives] - log_normalisers[:, None]),
+            top_probs=best_probs[:, :num_alternatives],
             is_finite=log_normalisers.isfinite(),
             is_possible=is_possible,
         )

@@ -15,7 +15,7 @@ import ctypes
 import logging
 import os
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GROUPS = {torch.float32: 48, torch.bfloat16: 64}  # outputs that `linear` takes together
+GROUPS = {torch.float32: 48, torch.bfloat16: 32}  # outputs that `linear` takes together
 _INPUTS = {torch.float32: 16, torch.bfloat16: 32}  # of these it takes multiples
 
 _SIGNATURES = {
+    "forward_float32": "ppppip",
+    "forward_bfloat16": "ppppip",
     "linear_float32": "pppiiiip",
     "linear_bfloat16": "pppiiiip",
     "attend_float32": "pppppiiiifp",
@@ -43,6 +45,8 @@ _SIGNATURES = {
     "top_k_bfloat16": "piiipp",
     "rank_float32": "pippip",
     "rank_bfloat16": "pippip",
+    "score_float32": "pippippipp",
+    "score_bfloat16": "pippippipp",
     "draw_float32": "ppiifpppp",
     "draw_bfloat16": "ppiifpppp",
     "keep_mass": "pppiip",
@@ -81,6 +85,11 @@ class Kernels:
         self._call(_typed("linear", x), x, weights, biases, *x.shape, outputs, is_gelu, out)
         return out
 
+    def forward(self, model: Any, cache: Any, tokens: Any, wanted: Tensor | None, out: Tensor) -> None:
+        """All layers, as `forward.cpp` says, of which the first three are structures."""
+        num_wanted = 0 if wanted is None else len(wanted)
+        self._call(_typed("forward", out), model, cache, tokens, wanted, num_wanted, out)
+
     def attend(
         self, fused: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, scale: float
     ) -> Tensor:
@@ -91,8 +100,8 @@ class Kernels:
         self._call(_typed("attend", fused), fused, keys, values, slots, positions, *shape, scale, out)
         return out
 
-    def add_norm(self, x: Tensor, update: Tensor, norm: Norm) -> Tensor:
-        """`norm.plain_add_norm`."""
+    def add_norm(self, x: Tensor, update: Tensor | None, norm: Norm) -> Tensor:
+        """`norm.plain_add_norm`; without an update the norm alone."""
         out = torch.empty_like(x)
         self._call(_typed("add_norm", x), x, update, norm.weight, norm.bias, *x.shape, norm.epsilon, out)
         return out
@@ -101,10 +110,19 @@ class Kernels:
         """`measure.plain_measure`."""
         rows, vocab = logits.shape
         log_normalisers, entropies = torch.empty(2, rows)
-        token_ids, values = torch.empty((rows, k), dtype=torch.int32), torch.empty((rows, k))
-        outs = log_normalisers, entropies, token_ids, values
+        token_ids, probs = torch.empty((rows, k), dtype=torch.int32), torch.empty((rows, k))
+        outs = log_normalisers, entropies, token_ids, probs
         self._call(_typed("measure", logits), logits, rows, vocab, k, *outs)
         return outs
+
+    def score(
+        self, logits: Tensor, log_normalisers: Tensor, best: Tensor, rows: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`measure.plain_score`."""
+        logprobs, ranks = torch.empty(len(rows)), torch.empty_like(tokens)
+        ins = logits, logits.shape[1], log_normalisers, best, best.shape[1], rows, tokens, len(rows)
+        self._call(_typed("score", logits), *ins, logprobs, ranks)
+        return logprobs, ranks
 
     def top_k(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """`ranking.plain_top_k`."""
@@ -141,7 +159,7 @@ class Kernels:
         self._call("pack", scores, token_ids, is_kept, *scores.shape, shape[1], packed, packed_ids)
         return packed, packed_ids
 
-    def _call(self, name: str, *arguments: Tensor | float | None) -> None:
+    def _call(self, name: str, *arguments: Any) -> None:
         """Call a function with addresses for tensors; those it writes to must be contiguous, others may be copied."""
         held = [each.contiguous() if isinstance(each, Tensor) else each for each in arguments]
         getattr(self._library, name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in held))

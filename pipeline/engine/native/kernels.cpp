@@ -11,227 +11,11 @@
 #include <utility>
 #include <vector>
 
-#include "fetch.h"
+#include "attention.h"
+#include "norm.h"
 #include "vectors.h"
 
 namespace {
-
-// Adds each block of STEP lanes to the next one, those of `left` into even blocks and those of `right` into odd ones.
-template <int STEP>
-inline Floats folded(Floats left, Floats right) {
-    constexpr auto from = [](int lane, bool is_upper) {
-        const int within = lane % (2 * STEP), start = lane - within;
-        const bool is_right = within >= STEP;
-        return start + within % STEP + (is_upper ? STEP : 0) + (is_right ? LANES : 0);
-    };
-#define LANES_OF(upper)                                                                                               \
-    from(0, upper), from(1, upper), from(2, upper), from(3, upper), from(4, upper), from(5, upper), from(6, upper),    \
-        from(7, upper), from(8, upper), from(9, upper), from(10, upper), from(11, upper), from(12, upper),             \
-        from(13, upper), from(14, upper), from(15, upper)
-    return __builtin_shufflevector(left, right, LANES_OF(false)) + __builtin_shufflevector(left, right, LANES_OF(true));
-#undef LANES_OF
-}
-
-// Lane i of the result is the total of vector i.
-inline Floats totals(Floats (&vectors)[LANES]) {
-    for (int i = 0; i < 8; ++i) vectors[i] = folded<8>(vectors[i], vectors[i + 8]);
-    for (int i = 0; i < 4; ++i) vectors[i] = folded<4>(vectors[i], vectors[i + 4]);
-    for (int i = 0; i < 2; ++i) vectors[i] = folded<2>(vectors[i], vectors[i + 2]);
-    return folded<1>(vectors[0], vectors[1]);
-}
-
-// Product of a query with a key (D,), not summed over the lanes. Whole pairs of the query are in the order of `load_pair`.
-template <typename Element>
-inline Floats product(const float* query, const Element* key, int64_t size) {
-    Floats sums{};
-    int64_t d = 0;
-    for (; d + PAIR <= size; d += PAIR) {
-        const Pair pair = load_pair(key + d);
-        sums += load(query + d) * pair.first;
-        sums += load(query + d + LANES) * pair.second;
-    }
-    for (; d < size; ++d) sums[0] += query[d] * to_float(key[d]);
-    return sums;
-}
-
-// Products of Q queries, (Q, D), with `count` keys (T, D): (Q, `stride`), with room for LANES more. Meanwhile half
-// of what is read next is fetched.
-template <int Q, typename Element>
-inline void multiply(const float* queries, const Element* keys, int64_t count, int64_t size, float* scores, int64_t stride,
-                     Fetch& fetch) {
-    constexpr int KEYS = LANES / Q;
-    const int64_t lines = KEYS * size * sizeof(Element) / (Fetch::STREAMS * LINE);
-    for (int64_t start = 0; start < count; start += KEYS) {
-        fetch.some(lines);
-        Floats sums[LANES];
-        for (int t = 0; t < KEYS; ++t) {
-            const Element* key = keys + std::min(start + t, count - 1) * size;
-            for (int q = 0; q < Q; ++q) sums[q * KEYS + t] = product(queries + q * size, key, size);
-        }
-        const Floats found = totals(sums);
-        const float* of_first = reinterpret_cast<const float*>(&found);
-        for (int q = 0; q < Q; ++q) std::memcpy(scores + q * stride + start, of_first + q * KEYS, 4 * KEYS);
-    }
-}
-
-// Softmax of `scores`, (T,) with room for LANES more, not normalised; returns the sum.
-inline float exponentials(float* scores, int64_t count) {
-    std::fill(scores + count, scores + count + LANES, -INF);
-    Floats best = broadcast(-INF), sums{};
-    for (int64_t t = 0; t < count; t += LANES) best = higher(best, load(scores + t));
-    const float top = highest(best);
-    for (int64_t t = 0; t < count; t += LANES) {
-        const Floats shares = exp_nonpositive(load(scores + t) - top);
-        *reinterpret_cast<Floats*>(scores + t) = shares;
-        sums += shares;
-    }
-    return total(sums);
-}
-
-// Sums of the rows of `values` (T, D) by Q sets of weights, (Q, `stride`), from column `d` on: N pairs of vectors of columns at a
-// time. Meanwhile the other half of what is read next is fetched.
-template <int Q, int N, typename Element>
-inline int64_t mix_columns(int64_t d, const Element* values, int64_t size, const float* weights, int64_t stride,
-                           int64_t count, const float* scales, Element* out, int64_t out_stride, Fetch& fetch) {
-    constexpr int64_t NEED = Fetch::STREAMS * LINE / (N * PAIR * sizeof(Element));  // rows for a line of each stream
-    for (; d + N * PAIR <= size; d += N * PAIR) {
-        Pair sums[Q][N] = {};
-        for (int64_t t = 0; t < count; ++t) {
-            if (t % NEED == 0) fetch.some(1);
-            for (int n = 0; n < N; ++n) {
-                const Pair pair = load_pair(values + t * size + d + n * PAIR);
-                for (int q = 0; q < Q; ++q) {
-                    sums[q][n].first += weights[q * stride + t] * pair.first;
-                    sums[q][n].second += weights[q * stride + t] * pair.second;
-                }
-            }
-        }
-        for (int q = 0; q < Q; ++q) {
-            for (int n = 0; n < N; ++n) {
-                const Pair mixed{sums[q][n].first * scales[q], sums[q][n].second * scales[q]};
-                store_pair(out + q * out_stride + d + n * PAIR, mixed);
-            }
-        }
-    }
-    return d;
-}
-
-// What attention works in: room for Q queries.
-struct Room {
-    std::vector<float> scores, scaled;
-    int64_t stride;
-};
-
-// Q queries of one head, `width` * 3 apart, against the keys and values of a slot, each (T, D): the first sees `count` of them,
-// each other one more. Memory is slower than this reads, so what is read next is fetched meanwhile.
-template <int Q, typename Element, int FIXED>
-inline void attend_head(const Element* query, const Element* keys, const Element* values, int64_t count, int64_t size,
-                        int64_t width, float scale, Room& room, Element* out, Fetch& fetch) {
-    const int64_t d_size = FIXED ? FIXED : size, seen = count + Q - 1;
-    float *scores = room.scores.data(), *scaled = room.scaled.data(), shares[Q];
-    for (int q = 0; q < Q; ++q) {
-        int64_t d = 0;
-        for (; d + PAIR <= d_size; d += PAIR) {
-            const Pair pair = load_pair(query + q * 3 * width + d);
-            *reinterpret_cast<Floats*>(scaled + q * d_size + d) = pair.first * scale;
-            *reinterpret_cast<Floats*>(scaled + q * d_size + d + LANES) = pair.second * scale;
-        }
-        for (; d < d_size; ++d) scaled[q * d_size + d] = to_float(query[q * 3 * width + d]) * scale;
-    }
-    multiply<Q>(scaled, keys, seen, d_size, scores, room.stride, fetch);
-    for (int q = 0; q < Q; ++q) {
-        float* own = scores + q * room.stride;
-        shares[q] = 1 / exponentials(own, count + q);
-        std::fill(own + count + q, own + seen, 0.0f);
-    }
-    int64_t d = mix_columns<Q, 2>(0, values, d_size, scores, room.stride, seen, shares, out, width, fetch);
-    d = mix_columns<Q, 1>(d, values, d_size, scores, room.stride, seen, shares, out, width, fetch);
-    for (; d < d_size; ++d) {
-        for (int q = 0; q < Q; ++q) {
-            float sum = 0;
-            for (int64_t t = 0; t < seen; ++t) sum += scores[q * room.stride + t] * to_float(values[t * d_size + d]);
-            store(out + q * width + d, sum * shares[q]);
-        }
-    }
-}
-
-template <typename Element, int FIXED>
-void attend_tokens(const Element* fused, Element* keys, Element* values, const int64_t* slots, const int64_t* positions,
-                   int64_t count, int64_t heads, int64_t size, int64_t num_positions, float scale, Element* out) {
-    constexpr int Q = 4;
-    const int64_t d_size = FIXED ? FIXED : size, width = heads * d_size, stride = num_positions + LANES;
-    Room room{std::vector<float>(Q * stride), std::vector<float>(Q * d_size), stride};
-    for (int64_t first = 0, end; first < count; first = end) {
-        for (end = first + 1; end < count && slots[end] == slots[first];) ++end;  // tokens of one slot
-        for (int64_t head = 0; head < heads; ++head) {
-            const int64_t start = (slots[first] * heads + head) * num_positions * d_size;
-            const Element *own_keys = keys + start, *own_values = values + start;
-            const int64_t next = num_positions * d_size, seen = (positions[end - 1] + 1) * d_size * sizeof(Element);
-            Fetch fetch(own_keys + next, own_values + next, seen);  // as much of the next head
-            for (int64_t token = first; token < end; ++token) {
-                const Element* query = fused + token * 3 * width + head * d_size;
-                const int64_t place = start + positions[token] * d_size;
-                std::memcpy(keys + place, query + width, d_size * sizeof(Element));
-                std::memcpy(values + place, query + 2 * width, d_size * sizeof(Element));
-            }
-            for (int64_t token = first, together; token < end; token += together) {
-                const Element* query = fused + token * 3 * width + head * d_size;
-                Element* mixed = out + token * width + head * d_size;
-                together = token + Q <= end ? Q : 1;
-                const auto chosen = together == Q ? attend_head<Q, Element, FIXED> : attend_head<1, Element, FIXED>;
-                chosen(query, own_keys, own_values, positions[token] + 1, d_size, width, scale, room, mixed, fetch);
-            }
-        }
-    }
-}
-
-template <typename Element>
-void attend(const Element* fused, Element* keys, Element* values, const int64_t* slots, const int64_t* positions,
-            int64_t count, int64_t heads, int64_t size, int64_t num_positions, float scale, Element* out) {
-    const auto chosen = size == 64 ? attend_tokens<Element, 64> : attend_tokens<Element, 0>;
-    chosen(fused, keys, values, slots, positions, count, heads, size, num_positions, scale, out);
-}
-
-// Adds `update` to `x`, both (B, E), and normalises each row of the sum.
-template <typename Element>
-void add_norm(Element* x, const Element* update, const Element* weight, const Element* bias, int64_t rows, int64_t width,
-              float epsilon, Element* out) {
-    const int64_t whole = width / PAIR * PAIR;  // of pairs
-    std::vector<float> centred(width);
-    for (int64_t row = 0; row < rows; ++row, x += width, update += width, out += width) {
-        Floats sums{}, squares{};
-        for (int64_t e = 0; e < whole; e += PAIR) {
-            const Pair old = load_pair(x + e), added = load_pair(update + e);
-            store_pair(x + e, {old.first + added.first, old.second + added.second});
-            const Pair sum = load_pair(x + e);  // as it is kept: rounded
-            sums += sum.first + sum.second;
-            store_pair(centred.data() + e, sum);
-        }
-        for (int64_t e = whole; e < width; ++e) {
-            store(x + e, to_float(x[e]) + to_float(update[e]));
-            sums[0] += centred[e] = to_float(x[e]);
-        }
-        const float mean = total(sums) / width;
-        for (int64_t e = 0; e < whole; e += LANES) {
-            const Floats below = load(centred.data() + e) - mean;
-            *reinterpret_cast<Floats*>(centred.data() + e) = below;
-            squares += below * below;
-        }
-        for (int64_t e = whole; e < width; ++e) {
-            centred[e] -= mean;
-            squares[0] += centred[e] * centred[e];
-        }
-        const float scale = 1 / std::sqrt(total(squares) / width + epsilon);
-        for (int64_t e = 0; e < whole; e += PAIR) {
-            const Pair by = load_pair(weight + e), shift = load_pair(bias + e);
-            store_pair(out + e, {load(centred.data() + e) * scale * by.first + shift.first,
-                                 load(centred.data() + e + LANES) * scale * by.second + shift.second});
-        }
-        for (int64_t e = whole; e < width; ++e) {
-            store(out + e, centred[e] * scale * to_float(weight[e]) + to_float(bias[e]));
-        }
-    }
-}
 
 struct Scored {
     float score;
@@ -396,7 +180,7 @@ Range range(const uint32_t* keys, const float* weights, int64_t vocab, int64_t s
 
 template <typename Element>
 void measure(const Element* logits, int64_t rows, int64_t vocab, int64_t k, float* log_normalisers, float* entropies,
-             int32_t* token_ids, float* values) {
+             int32_t* token_ids, float* probs) {
     std::vector<float> maxima, sorted;
     std::vector<Scored> found;
     for (int64_t row = 0; row < rows; ++row, logits += vocab) {
@@ -407,7 +191,9 @@ void measure(const Element* logits, int64_t rows, int64_t vocab, int64_t k, floa
             log_normalisers[row] = best + shares.log_sum();
             entropies[row] = static_cast<float>(std::log(shares.sum) - shares.weighted / shares.sum);
         }
-        best_of_row(logits, vocab, k, maxima, sorted, found, token_ids + row * k, values + row * k);
+        float* own = probs + row * k;
+        best_of_row(logits, vocab, k, maxima, sorted, found, token_ids + row * k, own);
+        for (int64_t place = 0; place < k; ++place) own[place] = std::exp(own[place] - log_normalisers[row]);
     }
 }
 
@@ -422,15 +208,30 @@ void top_k(const Element* scores, int64_t rows, int64_t vocab, int64_t k, int64_
 }
 
 template <typename Element>
+int64_t rank_of(const Element* scores, int64_t vocab, int64_t chosen) {
+    const float score = to_float(scores[chosen]);
+    int32_t above = 0, tied = 0;
+    for (int64_t token = 0; token < vocab; ++token) above += to_float(scores[token]) > score;
+    for (int64_t token = 0; token < chosen; ++token) tied += to_float(scores[token]) == score;
+    return 1 + above + tied;
+}
+
+template <typename Element>
 void rank(const Element* scores, int64_t vocab, const int64_t* rows, const int64_t* tokens, int64_t count,
           int64_t* ranks) {
     for (int64_t index = 0; index < count; ++index) {
-        const Element* row = scores + rows[index] * vocab;
-        const float chosen = to_float(row[tokens[index]]);
-        int32_t above = 0, tied = 0;
-        for (int64_t token = 0; token < vocab; ++token) above += to_float(row[token]) > chosen;
-        for (int64_t token = 0; token < tokens[index]; ++token) tied += to_float(row[token]) == chosen;
-        ranks[index] = 1 + above + tied;
+        ranks[index] = rank_of(scores + rows[index] * vocab, vocab, tokens[index]);
+    }
+}
+
+template <typename Element>
+void score(const Element* logits, int64_t vocab, const float* log_normalisers, const int32_t* best, int64_t k,
+           const int64_t* rows, const int64_t* tokens, int64_t count, float* logprobs, int64_t* ranks) {
+    for (int64_t index = 0; index < count; ++index) {
+        const int64_t row = rows[index], token = tokens[index];
+        const int32_t *first = best + row * k, *found = std::find(first, first + k, token);
+        logprobs[index] = to_float(logits[row * vocab + token]) - log_normalisers[row];
+        ranks[index] = found < first + k ? found - first + 1 : rank_of(logits + row * vocab, vocab, token);
     }
 }
 
@@ -516,26 +317,27 @@ void attend_bfloat16(const BFloat16* fused, BFloat16* keys, BFloat16* values, co
     attend(fused, keys, values, slots, positions, count, heads, size, num_positions, scale, out);
 }
 
-// Add `update` to `x`, both (B, E), in place, and normalise the sum into `out`; `weight`, `bias` (E,).
+// Normalise each row of `x` (B, E) into `out`; `weight`, `bias` (E,). First add `update` (B, E) to it, in place, unless that is
+// null.
 void add_norm_float32(float* x, const float* update, const float* weight, const float* bias, int64_t rows, int64_t width,
                       float epsilon, float* out) {
-    add_norm(x, update, weight, bias, rows, width, epsilon, out);
+    add_norm(x, update, Norm<float>{weight, bias}, rows, width, epsilon, out);
 }
 
 void add_norm_bfloat16(BFloat16* x, const BFloat16* update, const BFloat16* weight, const BFloat16* bias, int64_t rows,
                        int64_t width, float epsilon, BFloat16* out) {
-    add_norm(x, update, weight, bias, rows, width, epsilon, out);
+    add_norm(x, update, Norm<BFloat16>{weight, bias}, rows, width, epsilon, out);
 }
 
-// Per row of `logits` (B, V): log-sum-exp and entropy (B,), and the k best tokens with their logits (B, K).
+// Per row of `logits` (B, V): log-sum-exp and entropy (B,), and the k best tokens with their probabilities (B, K).
 void measure_float32(const float* logits, int64_t rows, int64_t vocab, int64_t k, float* log_normalisers,
-                     float* entropies, int32_t* token_ids, float* values) {
-    measure(logits, rows, vocab, k, log_normalisers, entropies, token_ids, values);
+                     float* entropies, int32_t* token_ids, float* probs) {
+    measure(logits, rows, vocab, k, log_normalisers, entropies, token_ids, probs);
 }
 
 void measure_bfloat16(const BFloat16* logits, int64_t rows, int64_t vocab, int64_t k, float* log_normalisers,
-                      float* entropies, int32_t* token_ids, float* values) {
-    measure(logits, rows, vocab, k, log_normalisers, entropies, token_ids, values);
+                      float* entropies, int32_t* token_ids, float* probs) {
+    measure(logits, rows, vocab, k, log_normalisers, entropies, token_ids, probs);
 }
 
 // The k best tokens of each row of `scores` (B, V), and their scores, (B, K).
@@ -556,6 +358,18 @@ void rank_float32(const float* scores, int64_t vocab, const int64_t* rows, const
 void rank_bfloat16(const BFloat16* scores, int64_t vocab, const int64_t* rows, const int64_t* tokens, int64_t count,
                    int64_t* ranks) {
     rank(scores, vocab, rows, tokens, count, ranks);
+}
+
+// Log-probability and rank of `tokens` (N,) in the rows `rows` (N,) of `logits` (B, V), given their log-sum-exps (B,) and best
+// tokens, (B, K) in order.
+void score_float32(const float* logits, int64_t vocab, const float* log_normalisers, const int32_t* best, int64_t k,
+                   const int64_t* rows, const int64_t* tokens, int64_t count, float* logprobs, int64_t* ranks) {
+    score(logits, vocab, log_normalisers, best, k, rows, tokens, count, logprobs, ranks);
+}
+
+void score_bfloat16(const BFloat16* logits, int64_t vocab, const float* log_normalisers, const int32_t* best, int64_t k,
+                    const int64_t* rows, const int64_t* tokens, int64_t count, float* logprobs, int64_t* ranks) {
+    score(logits, vocab, log_normalisers, best, k, rows, tokens, count, logprobs, ranks);
 }
 
 // Gumbel-max over each row of `logits` (B, V) at a temperature: `seeds`, `steps` (B,); `tokens`, `logprobs` (B,) of what

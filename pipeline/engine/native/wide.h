@@ -1,0 +1,78 @@
+// Products of float32 by wide vectors.
+
+#pragma once
+
+#include "fetch.h"
+#include "vectors.h"
+
+#ifdef __AVX512F__
+#define HAS_WIDE
+
+namespace {
+
+// x * Phi(x) by the usual approximation, 0.5 x (1 + tanh(u)), which is x / (1 + e^(-2u)).
+inline Floats gelu(Floats x) {
+    const Floats twice = x * 1.5957691216057308f * (1.0f + 0.044715f * x * x);
+    const Ints is_negative = twice < Floats{};
+    const Floats small = exp_nonpositive(is_negative ? twice : -twice);
+    return x * (is_negative ? small : broadcast(1.0f)) / (1.0f + small);
+}
+
+struct Wide {
+    static constexpr int64_t COLUMNS = 48, ROWS = 8, STEP = 16;  // 24 registers of sums; inputs between fetches
+
+    // See `linear_float32`.
+    static void multiply(const float* x, const float* weights, const float* bias, int64_t rows, int64_t inputs, int64_t outputs,
+                         bool is_gelu, float* out) {
+        const int64_t group = inputs * COLUMNS, half = group / 2 * sizeof(float);
+        const int64_t steps = (rows + ROWS - 1) / ROWS * (inputs / STEP), rounds = Fetch::rounds(2 * half, steps);
+        alignas(LINE) float sums[ROWS * COLUMNS];
+        for (int64_t column = 0; column < outputs; column += COLUMNS, weights += group) {
+            Fetch fetch(weights + group, weights + group + group / 2, half);
+            for (int64_t first = 0; first < rows; first += ROWS) {
+                const int64_t count = std::min(ROWS, rows - first);
+                block<ROWS>(x + first * inputs, count, inputs, weights, fetch, rounds, sums);
+                finish(sums, count, std::min(COLUMNS, outputs - column), bias + column, is_gelu, out + first * outputs + column,
+                       outputs);
+            }
+        }
+    }
+
+  private:
+    template <int MOST>
+    static void block(const float* x, int64_t rows, int64_t inputs, const float* weights, Fetch& fetch, int64_t rounds,
+                      float* sums) {
+        if constexpr (MOST > 1) {
+            if (rows < MOST) return block<MOST - 1>(x, rows, inputs, weights, fetch, rounds, sums);
+        }
+        constexpr int VECTORS = COLUMNS / LANES;
+        Floats totals[MOST][VECTORS] = {};
+        for (int64_t input = 0; input < inputs; input += STEP) {
+            fetch.some(rounds);
+#pragma GCC unroll 4
+            for (int64_t i = input; i < input + STEP; ++i, weights += COLUMNS) {
+#pragma GCC unroll 8
+                for (int row = 0; row < MOST; ++row) {
+                    const Floats value = broadcast(x[row * inputs + i]);
+#pragma GCC unroll 3
+                    for (int v = 0; v < VECTORS; ++v) totals[row][v] += value * load(weights + v * LANES);
+                }
+            }
+        }
+        std::memcpy(sums, totals, sizeof totals);
+    }
+
+    // Sums plus bias, through the activation, to `count` columns of each row of `out`.
+    static void finish(const float* sums, int64_t rows, int64_t count, const float* bias, bool is_gelu, float* out,
+                       int64_t stride) {
+        for (int64_t row = 0; row < rows; ++row, sums += COLUMNS, out += stride) {
+            for (int64_t column = 0; column < count; column += LANES) {
+                const Floats sum = load(sums + column) + load(bias + column), value = is_gelu ? gelu(sum) : sum;
+                std::memcpy(out + column, &value, std::min<int64_t>(LANES, count - column) * sizeof(float));
+            }
+        }
+    }
+};
+
+}  // namespace
+#endif
