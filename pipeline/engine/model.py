@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.engine.attention import NewTokens, PromptTokens
 from pipeline.engine.cache import Memory, SlotCache
-from pipeline.engine.layers import compiled_layers
+from pipeline.engine.forward import compiled_forward
 from pipeline.engine.linear import ACTIVATIONS, IDENTITY, Activation, Linear, Shelf, linear
 from pipeline.engine.norm import Norm
 from pipeline.errors import ModelError
@@ -71,7 +71,7 @@ class GPT2:
         self.ln_f = Norm(
             tensors["transformer.ln_f.weight"], tensors["transformer.ln_f.bias"], config.layer_norm_epsilon
         )
-        self._compiled = compiled_layers(self)
+        self._compiled = compiled_forward(self)
 
     def _block(self, tensors: dict[str, Tensor], index: int, config: Any, shelf: Shelf) -> Block:
         def pair(name: str) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 `kernels()` compiles the C++ beside this file for this machine on first use and keeps the library in the user's cache
 folder. Where there is no C++ compiler, or `BATCHGEN_KERNELS=torch` says so, it gives None and the engine runs plain
-torch; the token ids are the same, the recorded numbers agree to rounding. Each kernel is a drop-in for the plain
-function it names.
+torch; the recorded numbers agree to rounding, and in float32 the token ids are the same. Each kernel is a drop-in for
+the plain function it names.
 
 Shape letters: B rows, E width, I inputs, O outputs, H heads, D head size, T positions, V vocabulary, K kept, N chosen
 tokens.

@@ -58,7 +58,7 @@ class _Tokens(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_void_p) for name in ("ids", "slots", "positions")), ("count", ctypes.c_int64)]
 
 
-class CompiledLayers:
+class CompiledForward:
     """A model from embeddings to its last norm; `linears` are four of each block, in the order of their use."""
 
     def __init__(self, model: GPT2, linears: Sequence[PackedLinear]) -> None:
@@ -101,12 +101,12 @@ class CompiledLayers:
         return out
 
 
-def compiled_layers(model: GPT2) -> CompiledLayers | None:
+def compiled_forward(model: GPT2) -> CompiledForward | None:
     """The layers, if the kernels can take them all; their activation is GELU then."""
     layers = [layer for block in model.blocks for layer in (block.attn_in, block.attn_out, block.mlp_in, block.mlp_out)]
     packed = [layer for layer in layers if isinstance(layer, PackedLinear)]
     are_all = len(packed) == len(layers) and all(mlp_in.is_gelu for mlp_in in packed[2::4])
-    return CompiledLayers(model, packed) if are_all else None
+    return CompiledForward(model, packed) if are_all else None
 
 
 def _dense(layer: PackedLinear) -> ctypes.Array[ctypes.c_void_p]:
