@@ -36,7 +36,7 @@ class _Model(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("wte", "wpe")),
-        ("first", _Addresses),
+        ("first_norm", _Addresses),
         ("blocks", ctypes.POINTER(_Block)),
         *((name, ctypes.c_int64) for name in ("layers", "width", "inner", "heads")),
         ("epsilon", ctypes.c_float),
@@ -72,7 +72,7 @@ class CompiledForward:
         self._model = _Model(
             wte=model.wte.data_ptr(),
             wpe=model.wpe.data_ptr(),
-            first=_norm(model.blocks[0].ln_1),
+            first_norm=_norm(model.blocks[0].ln_1),
             blocks=blocks,
             layers=model.num_layers,
             width=model.wte.shape[1],

@@ -89,8 +89,8 @@ def score(logits: Tensor, measures: Measures, rows: Tensor, tokens: Tensor) -> t
     """
     known = torch.from_numpy(measures.top_token_ids) if measures.num_alternatives else measures.best[:, None].int()
     kernels = native.for_tensor(logits)
-    found = (kernels.score if kernels else plain_score)(logits, measures.log_normalisers, known, rows, tokens)
-    logprobs, ranks = found
+    find = kernels.score if kernels else plain_score
+    logprobs, ranks = find(logits, measures.log_normalisers, known, rows, tokens)
     return logprobs.tolist(), ranks.tolist()
 
 
@@ -101,7 +101,7 @@ def plain_score(
 
     Args:
         log_normalisers: (B,).
-        best: (B, K) int32, the best tokens in order: of others the rank takes a look at the whole row.
+        best: (B, K) int32, the best tokens in order: the rank of any other takes a look at its whole row.
         rows, tokens: (N,) int64.
     """
     logprobs = logits[rows, tokens].float() - log_normalisers[rows]

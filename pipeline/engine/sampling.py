@@ -29,9 +29,9 @@ def sample(strategy: Drawing, scores: Tensor, seeds: Tensor, steps: Tensor) -> t
     Returns:
         Token ids (B,), and their log-probabilities (B,) under the distribution they were drawn from.
     """
-    if not active(strategy) and (kernels := native.for_tensor(scores)):
-        return kernels.draw(scores, None, strategy.temperature, seeds, steps)
-    columns = (torch.split(column, rows_at_once(scores)) for column in (scores, seeds, steps))
+    is_one_pass = bool(native.for_tensor(scores)) and not active(strategy)  # which goes row by row itself
+    size = len(scores) if is_one_pass else rows_at_once(scores)
+    columns = (torch.split(column, size) for column in (scores, seeds, steps))
     parts = [_sample(strategy, *part) for part in zip(*columns, strict=True)]
     tokens, logprobs = zip(*parts, strict=True)
     return torch.cat(tokens), torch.cat(logprobs)

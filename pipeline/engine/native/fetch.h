@@ -21,7 +21,9 @@ class Fetch {
     }
 
     // How often to take a line of each place in each of so many steps, for so many bytes in all.
-    static int64_t rounds(int64_t bytes, int64_t steps) { return (bytes / (STREAMS * LINE) + steps - 1) / steps; }
+    static int64_t rounds(int64_t bytes, int64_t steps) {
+        return (bytes + STREAMS * LINE * steps - 1) / (STREAMS * LINE * steps);
+    }
 
     // So many lines more of each place, as long as there are any.
     void some(int64_t count) {

@@ -26,7 +26,7 @@ struct Block {
     Dense<Element> attn_in, attn_out;
     Norm<Element> ln_2;
     Dense<Element> mlp_in, mlp_out;
-    Norm<Element> next;
+    Norm<Element> next_norm;
     float scale;
 };
 
@@ -34,7 +34,7 @@ struct Block {
 template <typename Element>
 struct Model {
     const Element *wte, *wpe;
-    Norm<Element> first;
+    Norm<Element> first_norm;
     const Block<Element>* blocks;
     int64_t layers, width, inner, heads;
     float epsilon;
@@ -69,19 +69,6 @@ void mlp(const BFloat16* x, const Block<BFloat16>& block, int64_t rows, int64_t 
 }
 
 template <typename Element>
-void embed(const Model<Element>& model, const Tokens& tokens, Element* x) {
-    for (int64_t i = 0; i < tokens.count; ++i, x += model.width) {
-        const Element *token = model.wte + tokens.ids[i] * model.width, *place = model.wpe + tokens.positions[i] * model.width;
-        int64_t e = 0;
-        for (; e + PAIR <= model.width; e += PAIR) {
-            const Pair one = load_pair(token + e), other = load_pair(place + e);
-            store_pair(x + e, {one.first + other.first, one.second + other.second});
-        }
-        for (; e < model.width; ++e) store(x + e, to_float(token[e]) + to_float(place[e]));
-    }
-}
-
-template <typename Element>
 void forward(const Model<Element>& model, const Cache<Element>& cache, const Tokens& tokens, const int64_t* wanted,
              int64_t num_wanted, Element* out) {
     static thread_local Scratch scratch;
@@ -89,9 +76,12 @@ void forward(const Model<Element>& model, const Cache<Element>& cache, const Tok
     Element *x = scratch.take<Element>(7 * area), *normed = x + area, *update = normed + area, *mixed = update + area,
             *fused = mixed + area;
     int64_t rows = tokens.count;
-    for (int64_t i = 0; i < rows; ++i) cache.token_ids[tokens.slots[i] * cache.positions + tokens.positions[i]] = tokens.ids[i];
-    embed(model, tokens, x);
-    add_norm<Element>(x, nullptr, model.first, rows, width, model.epsilon, normed);
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t id = tokens.ids[row], position = tokens.positions[row];
+        cache.token_ids[tokens.slots[row] * cache.positions + position] = id;
+        add(model.wte + id * width, model.wpe + position * width, width, x + row * width);
+    }
+    add_norm<Element>(x, nullptr, model.first_norm, rows, width, model.epsilon, normed);
     for (int64_t layer = 0; layer < model.layers; ++layer) {
         const Block<Element>& block = model.blocks[layer];
         const bool is_last = layer + 1 == model.layers;
@@ -109,7 +99,7 @@ void forward(const Model<Element>& model, const Cache<Element>& cache, const Tok
         linear(mixed, block.attn_out, rows, width, width, update);
         add_norm(x, update, block.ln_2, rows, width, model.epsilon, normed);
         mlp(normed, block, rows, width, model.inner, update);
-        add_norm(x, update, block.next, rows, width, model.epsilon, is_last ? out : normed);
+        add_norm(x, update, block.next_norm, rows, width, model.epsilon, is_last ? out : normed);
     }
 }
 

@@ -16,6 +16,17 @@ struct Norm {
     const Element *weight, *bias;
 };
 
+// The sum of two rows (E,), which may be in the place of either.
+template <typename Element>
+inline void add(const Element* one, const Element* other, int64_t width, Element* out) {
+    int64_t e = 0;
+    for (; e + PAIR <= width; e += PAIR) {
+        const Pair left = load_pair(one + e), right = load_pair(other + e);
+        store_pair(out + e, {left.first + right.first, left.second + right.second});
+    }
+    for (; e < width; ++e) store(out + e, to_float(one[e]) + to_float(other[e]));
+}
+
 // Normalises each row of `x` (B, E); first adds `update` to it, (B, E), if there is one.
 template <typename Element>
 void add_norm(Element* x, const Element* update, const Norm<Element>& norm, int64_t rows, int64_t width, float epsilon,
@@ -24,11 +35,7 @@ void add_norm(Element* x, const Element* update, const Norm<Element>& norm, int6
     std::vector<float> centred(width);
     for (int64_t row = 0; row < rows; ++row, x += width, out += width) {
         if (update) {
-            for (int64_t e = 0; e < whole; e += PAIR) {
-                const Pair old = load_pair(x + e), added = load_pair(update + e);
-                store_pair(x + e, {old.first + added.first, old.second + added.second});
-            }
-            for (int64_t e = whole; e < width; ++e) store(x + e, to_float(x[e]) + to_float(update[e]));
+            add(x, update, width, x);
             update += width;
         }
         Floats sums{}, squares{};
