@@ -78,28 +78,39 @@ def decoded(model: GPT2, rows: list[tuple[int, ...]], lengths: list[int]) -> lis
 
 
 @torch.inference_mode()
-def ways_through(model: GPT2) -> list[torch.Tensor]:
+def ways_through(model: GPT2, num_prompts: int) -> list[torch.Tensor]:
     """States of prompts, of some of their tokens, and of a step, and what the cache holds then."""
-    prompts = uneven_prompts(5, vocab_size=50)
+    prompts = uneven_prompts(num_prompts, vocab_size=50)
     cache = model.new_cache(2 * len(prompts), model.num_positions)
     whole = model.prefill(cache, 0, prompts)
     ends = model.prefill(cache, len(prompts), prompts, num_last=[min(2, len(prompt)) for prompt in prompts])
-    step = model.decode(cache, [*range(2 * len(prompts))])
+    step = model.decode(cache, [slot % 50 for slot in range(2 * len(prompts))])
     return [*(states.last for states in [*whole, *ends, step]), cache.keys, cache.values]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("variant", ["plain", "inverse_layer_idx", "gelu_pytorch_tanh", "one_layer", "large_epsilon"])
+@pytest.mark.parametrize(
+    ("values", "num_prompts"),
+    [
+        ({}, 5),
+        (VARIANTS["inverse_layer_idx"], 5),
+        (VARIANTS["gelu_pytorch_tanh"], 5),
+        (VARIANTS["one_layer"], 5),
+        (VARIANTS["large_epsilon"], 5),
+        ({"n_layer": 1, "n_embd": 768, "n_inner": 1600}, 80),  # rows in pieces, inner states in panels and a rest
+    ],
+    ids=["plain", "inverse_layer_idx", "gelu_pytorch_tanh", "one_layer", "large_epsilon", "many_rows"],
+)
 def test_all_layers_in_one_call_give_what_they_give_one_by_one(
-    variant: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    values: dict[str, Any], num_prompts: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = GPT2(source_model(**VARIANTS[variant]).to(dtype))
+    model = GPT2(source_model(**values).to(dtype))
     if not native.for_weight(model.head):
         pytest.skip(f"the kernels do not multiply {dtype} on this processor")
     assert model._compiled
-    together = ways_through(model)
+    together = ways_through(model, num_prompts)
     monkeypatch.setattr(model, "_compiled", None)
-    for found, expected in zip(together, ways_through(model), strict=True):
+    for found, expected in zip(together, ways_through(model, num_prompts), strict=True):
         assert found.isfinite().all()
         assert torch.equal(found, expected)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -318,6 +319,21 @@ def test_a_linear_layer_agrees_with_float64(
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("inputs", [32, 768, 3072])
+@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+def test_float32_is_multiplied_as_exactly_as_by_torch(rows: int, inputs: int, scale: float) -> None:
+    """Where it is multiplied as three bfloat16, none may be lost: with two of them sums would be off by some 1e-6."""
+    weight, _ = random_layer(inputs, 96, 0, torch.float32)
+    x = torch.randn((rows, inputs), generator=torch.Generator().manual_seed(1)) * scale
+    exact = x.double() @ weight.double().T
+
+    def error(found: Tensor) -> float:
+        return float((found.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+    assert error(linear(weight, None)(x)) < max(2 * error(F.linear(x, weight)), 1e-7)
+
+
 @laws
 @given(rows=ROWS, outputs=st.sampled_from([1, 50, 300]), inputs=st.sampled_from([64, 768, 3072]), dtype=dtypes)
 def test_a_row_comes_out_the_same_whatever_rows_are_beside_it(
@@ -331,13 +347,14 @@ def test_a_row_comes_out_the_same_whatever_rows_are_beside_it(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_broken_row_spoils_no_other(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("value", [float("nan"), INF, -INF])
+def test_a_broken_row_spoils_no_other(value: float, dtype: torch.dtype) -> None:
     weight, bias = random_layer(64, 100, 0, dtype)
     x = torch.ones((20, 64)).to(dtype)
     whole = linear(weight, bias)(x)
-    x[3, 5] = float("nan")
+    x[3, 5] = value
     broken = linear(weight, bias)(x)
-    assert broken[3].isnan().all()
+    assert not broken[3].isfinite().any()
     assert torch.equal(broken[[*range(3), *range(4, 20)]], whole[[*range(3), *range(4, 20)]])
 
 
@@ -370,6 +387,27 @@ def test_a_library_is_built_once_and_kept(tmp_path: Path) -> None:
     assert library_path(tmp_path / "kept") == first
     assert os.stat(first).st_mtime_ns == made
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [Path(first).name]
+
+
+@pytest.mark.parametrize("level", ["x86-64-v3", "x86-64-v4"])
+def test_a_lesser_processor_multiplies_float32_alike(level: str, tmp_path: Path) -> None:
+    """Kernels for one without matrix registers, or without wide vectors: the last `-march` counts."""
+    if platform.machine() != "x86_64" or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        pytest.skip("this processor cannot run them")
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\nexec c++ "$@" -march={level}\n')
+    compiler.chmod(0o755)
+    program = (
+        "import torch, pipeline.engine.native as native, pipeline.engine.linear as layers\n"
+        "weight, x = torch.randn(50, 96), torch.randn(29, 96)\n"
+        "found = layers.linear(weight, None, layers.ACTIVATIONS['gelu_new'])(x).double()\n"
+        "expected = layers.ACTIVATIONS['gelu_new'].function(x.double() @ weight.double().T)\n"
+        "torch.testing.assert_close(found, expected, rtol=4e-6, atol=1e-5)\n"
+        "print(bool(native.kernels()), bool(native.for_weight(weight)), bool(native.for_weight(weight.bfloat16())))\n"
+    )
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "CXX": str(compiler)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["True", str(level == "x86-64-v4"), "False"]
 
 
 PROGRAM = "from pipeline.engine import native; print(native.kernels())"

@@ -22,7 +22,7 @@ Linear = Callable[[Tensor], Tensor]
 
 _ROWS = 128  # the batch for which oneDNN chooses its layout; the choice matters little from 32 on
 _ALIGNMENT = 64  # bytes of a cache line
-_TILE = 16  # outputs, and pairs of inputs, of a tile of bfloat16
+_TILE = 16  # outputs, and pairs of inputs, of a tile
 
 
 class Activation(NamedTuple):
@@ -105,7 +105,7 @@ def linear(
 
 def _packed(weight: Tensor, shelf: Shelf) -> Tensor:
     """Weights in the layout of `Kernels.linear`, groups of outputs with zeros at the end, (groups, ...)."""
-    group = native.GROUPS[weight.dtype]
+    group = native.GROUP
     num_whole, rest = divmod(len(weight), group)
     packed = shelf.take((num_whole + bool(rest)) * group * weight.shape[1], weight.dtype)
     tiles = _tiles(weight[: num_whole * group])
@@ -118,17 +118,16 @@ def _packed(weight: Tensor, shelf: Shelf) -> Tensor:
 
 def _tiles(weight: Tensor) -> Tensor:
     """Whole groups of outputs, (out, in), in the order in which the kernel reads them."""
-    group, inputs = native.GROUPS[weight.dtype], weight.shape[1]
+    shape = -1, native.GROUP // _TILE, _TILE, weight.shape[1] // (2 * _TILE)
     if weight.dtype == torch.float32:
-        return weight.view(-1, group, inputs).transpose(1, 2)
-    tiles = weight.view(-1, group // _TILE, _TILE, inputs // (2 * _TILE), _TILE, 2)
-    return tiles.permute(0, 3, 1, 4, 2, 5)
+        return weight.view(*shape, 2 * _TILE).permute(0, 3, 1, 4, 2)
+    return weight.view(*shape, _TILE, 2).permute(0, 3, 1, 4, 2, 5)
 
 
 def _padded_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
     """In float32, with zeros up to a whole group."""
     biases = torch.zeros(len(weight)) if bias is None else bias.float()
-    return F.pad(biases, (0, -len(weight) % native.GROUPS[weight.dtype]))
+    return F.pad(biases, (0, -len(weight) % native.GROUP))
 
 
 def _onednn_packs(weight: Tensor) -> bool:

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GROUPS = {torch.float32: 48, torch.bfloat16: 32}  # outputs that `linear` takes together
-_INPUTS = {torch.float32: 16, torch.bfloat16: 32}  # of these it takes multiples
+GROUP = 32  # outputs that `linear` takes together, and inputs, of which it takes multiples
 
 _SIGNATURES = {
     "forward_float32": "ppppip",
@@ -63,7 +62,7 @@ class Kernels:
         for name, letters in _SIGNATURES.items():
             function = getattr(self._library, name)
             function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
-        self._multiplied = [dtype for dtype in GROUPS if self._multiplies(dtype)]
+        self._multiplied = [dtype for dtype in (torch.float32, torch.bfloat16) if self._multiplies(dtype)]
 
     def _multiplies(self, dtype: torch.dtype) -> bool:
         function = getattr(self._library, f"multiplies_{_name(dtype)}")
@@ -72,13 +71,13 @@ class Kernels:
 
     def takes(self, weight: Tensor) -> bool:
         """Whether `linear` works for these weights, (O, I), on this processor."""
-        return weight.dtype in self._multiplied and weight.shape[1] % _INPUTS[weight.dtype] == 0
+        return weight.dtype in self._multiplied and weight.shape[1] % GROUP == 0
 
     def linear(self, x: Tensor, weights: Tensor, biases: Tensor, outputs: int, is_gelu: bool) -> Tensor:
         """x @ weight.T + bias, with GELU by tanh if asked: (B, I) -> (B, O).
 
         Args:
-            weights: packed as `linear.cpp` says, in groups of `GROUPS` outputs.
+            weights: packed as `linear.cpp` says, in groups of `GROUP` outputs.
             biases: float32, zeros up to a whole group.
         """
         out = torch.empty((len(x), outputs), dtype=x.dtype)

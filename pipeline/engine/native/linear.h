@@ -14,14 +14,14 @@ bool multiplies_float32();
 // Whether those for bfloat16 do. The system must allow a process its matrix registers.
 bool multiplies_bfloat16();
 
-// Multiply `x` (B, I) with packed weights, add `bias` and apply GELU if asked: `out` (B, O). Outputs are taken in groups of 48,
-// the last one filled with zeros; `bias` is as long. `weights` holds a group after the other, (I, 48) each; I is a multiple of
-// 16.
+// Multiply `x` (B, I) with packed weights, add `bias` and apply GELU if asked: `out` (B, O). Outputs are taken in groups of 32,
+// the last one filled with zeros; `bias` is as long. I is a multiple of 32. `weights` holds a group after the other, of each
+// (I / 32, 2, 32, 16): inputs, sixteen outputs, an input of 32, outputs.
 void linear_float32(const float* x, const float* weights, const float* bias, int64_t rows, int64_t inputs, int64_t outputs,
                     int64_t is_gelu, float* out);
 
-// The same in bfloat16, with sums in float32, in groups of 32 outputs. `weights` holds of each group (I / 32, 2, 16, 16, 2):
-// inputs, sixteen outputs, pairs of inputs, outputs, the two of a pair; I is a multiple of 32.
+// The same in bfloat16, with sums in float32. `weights` holds of each group (I / 32, 2, 16, 16, 2): inputs, sixteen outputs,
+// pairs of inputs, outputs, the two of a pair.
 void linear_bfloat16(const BFloat16* x, const BFloat16* weights, const float* bias, int64_t rows, int64_t inputs,
                      int64_t outputs, int64_t is_gelu, BFloat16* out);
 

@@ -62,6 +62,14 @@ inline Floats exp_nonpositive(Floats x) {
     return is_low ? Floats{} : reinterpret_cast<const Floats&>(scaled);
 }
 
+// x * Phi(x) by the usual approximation, 0.5 x (1 + tanh(u)), which is x / (1 + e^(-2u)).
+inline Floats gelu(Floats x) {
+    const Floats twice = x * 1.5957691216057308f * (1.0f + 0.044715f * x * x);
+    const Ints is_negative = twice < Floats{};
+    const Floats small = exp_nonpositive(is_negative ? twice : -twice);
+    return x * (is_negative ? small : broadcast(1.0f)) / (1.0f + small);
+}
+
 // bfloat16 is the upper half of a float32.
 struct BFloat16 {
     uint16_t bits;

@@ -10,16 +10,8 @@
 
 namespace {
 
-// x * Phi(x) by the usual approximation, 0.5 x (1 + tanh(u)), which is x / (1 + e^(-2u)).
-inline Floats gelu(Floats x) {
-    const Floats twice = x * 1.5957691216057308f * (1.0f + 0.044715f * x * x);
-    const Ints is_negative = twice < Floats{};
-    const Floats small = exp_nonpositive(is_negative ? twice : -twice);
-    return x * (is_negative ? small : broadcast(1.0f)) / (1.0f + small);
-}
-
 struct Wide {
-    static constexpr int64_t COLUMNS = 48, ROWS = 8, STEP = 16;  // 24 registers of sums; inputs between fetches
+    static constexpr int64_t COLUMNS = 32, ROWS = 12, STEP = 32;  // 24 registers of sums; inputs between fetches
 
     // See `linear_float32`.
     static void multiply(const float* x, const float* weights, const float* bias, int64_t rows, int64_t inputs, int64_t outputs,
@@ -50,14 +42,15 @@ struct Wide {
         for (int64_t input = 0; input < inputs; input += STEP) {
             fetch.some(rounds);
 #pragma GCC unroll 4
-            for (int64_t i = input; i < input + STEP; ++i, weights += COLUMNS) {
-#pragma GCC unroll 8
+            for (int64_t i = input; i < input + STEP; ++i, weights += LANES) {
+#pragma GCC unroll 12
                 for (int row = 0; row < MOST; ++row) {
                     const Floats value = broadcast(x[row * inputs + i]);
-#pragma GCC unroll 3
-                    for (int v = 0; v < VECTORS; ++v) totals[row][v] += value * load(weights + v * LANES);
+#pragma GCC unroll 2
+                    for (int v = 0; v < VECTORS; ++v) totals[row][v] += value * load(weights + v * STEP * LANES);
                 }
             }
+            weights += (VECTORS - 1) * STEP * LANES;
         }
         std::memcpy(sums, totals, sizeof totals);
     }
