@@ -322,16 +322,15 @@ def test_a_linear_layer_agrees_with_float64(
 @pytest.mark.parametrize("inputs", [32, 768, 3072])
 @pytest.mark.parametrize("rows", [1, 64])
 @pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
-def test_float32_is_multiplied_as_exactly_as_by_torch(rows: int, inputs: int, scale: float) -> None:
-    """Where it is multiplied as three bfloat16, none may be lost: with two of them sums would be off by some 1e-6."""
+def test_float32_loses_no_digits_however_it_is_multiplied(rows: int, inputs: int, scale: float) -> None:
+    """Sums of products of three bfloat16 are off by 1e-7 of their size, chains of fused additions by 1e-6; of two
+    bfloat16 it would be 4e-6.
+    """
     weight, _ = random_layer(inputs, 96, 0, torch.float32)
     x = torch.randn((rows, inputs), generator=torch.Generator().manual_seed(1)) * scale
     exact = x.double() @ weight.double().T
-
-    def error(found: Tensor) -> float:
-        return float((found.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
-
-    assert error(linear(weight, None)(x)) < max(2 * error(F.linear(x, weight)), 1e-7)
+    error = (linear(weight, None)(x) - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert error < 1.5e-6
 
 
 @laws

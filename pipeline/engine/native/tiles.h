@@ -2,9 +2,9 @@
 //
 // A float32 number is the sum of three in bfloat16, its parts: the nearest to it, the nearest to what is left, the rest. Of the
 // nine products of the parts of two numbers six are added up, the others are too small to be seen (Henry, Tang and Heinecke
-// 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations"). A slab of inputs is added
-// up on its own, small products first, and then to the sum, so that little is rounded in its size: it comes out nearer to the
-// exact one than by a chain of fused additions.
+// 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations"). Those of a slab of
+// inputs are added up by themselves, small ones first, and then to the sum, so that little is rounded in its size: it comes out
+// nearer to the exact one than by a chain of fused additions.
 
 #pragma once
 
@@ -282,7 +282,8 @@ struct Tiles {
     template <bool IS_GELU, typename Put>
     static void multiply(const Rows& x, const PackedWeights& weights, const float* bias, int64_t outputs, const Sums& sums,
                          const Put& put) {
-        constexpr int64_t BYTES = STEP * COLUMNS * sizeof(Element), TURNS = IS_SPLIT ? 6 : 1;
+        constexpr int64_t BYTES = STEP * COLUMNS * sizeof(Element);
+        constexpr int64_t TURNS = std::size(Large::TERMS) + IS_SPLIT * std::size(Small::TERMS);
         const Shapes shapes;
         _tile_loadconfig(&shapes);
         const int64_t bytes = x.steps * BYTES, turns = x.num_blocks() * TURNS;
