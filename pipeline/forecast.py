@@ -55,7 +55,7 @@ class CacheNeeds(NamedTuple):
     Attributes:
         token_bytes: of one token.
         positions: of the longest row in the sample, prompt and completion.
-        rows: decoded together.
+        rows: decoded together where all are as long.
     """
 
     token_bytes: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,43 +11,49 @@ from hypothesis import strategies as st
 
 from pipeline.engine.cache import SlotCache, place
 
+Rows = Sequence[Sequence[int]]
 
-def cache_of(*rows: list[int], positions: int = 4) -> SlotCache:
+
+def cache_of(*rows: Sequence[int], capacities: Sequence[int]) -> SlotCache:
     """A cache of two layers and two heads whose keys show token and layer, and whose values are their negatives."""
-    cache = SlotCache(
-        layers=2, slots=len(rows), heads=2, positions=positions, head_size=3, dtype=torch.float32, device="cpu"
-    )
+    cache = SlotCache(layers=2, capacities=capacities, heads=2, head_size=3, dtype=torch.float32, device="cpu")
     for slot, row in enumerate(rows):
-        cache.token_ids[slot, : len(row)] = torch.tensor(row)
-        cache.lengths[slot] = len(row)
-        for layer in range(2):
-            shown = torch.tensor(row)[None, :, None] + 100 * layer
-            cache.keys[layer, slot, :, : len(row)] = shown
-            cache.values[layer, slot, :, : len(row)] = -shown
+        write(cache, slot, row)
     return cache
+
+
+def write(cache: SlotCache, slot: int, row: Sequence[int]) -> None:
+    """Put these tokens into a slot."""
+    tokens, (keys, values) = torch.tensor(row, dtype=torch.int64), cache.of_slot(slot)
+    cache.token_ids[slot, : len(row)], cache.lengths[slot] = tokens, len(row)
+    keys[:, :, : len(row)] = tokens[:, None] + torch.tensor([0, 100])[:, None, None, None]
+    values[:, :, : len(row)] = -keys[:, :, : len(row)]
 
 
 def contents(cache: SlotCache) -> list[list[int]]:
     """Tokens of each slot; their keys and values must be those of the same tokens."""
     rows = [row[:length] for row, length in zip(cache.token_ids.tolist(), cache.lengths.tolist(), strict=True)]
     for slot, row in enumerate(rows):
-        for layer in range(2):
-            shown = (torch.tensor(row)[None, :, None] + 100 * layer).expand(2, -1, 3).tolist()
-            assert cache.keys[layer, slot, :, : len(row)].tolist() == shown
-            assert (-cache.values[layer, slot, :, : len(row)]).tolist() == shown
+        shown = torch.tensor(row).view(-1, 1) + torch.tensor([0.0, 100.0]).view(2, 1, 1, 1)
+        keys, values = (each[:, :, : len(row)] for each in cache.of_slot(slot))
+        assert torch.equal(keys, shown.expand(2, 2, -1, 3))
+        assert torch.equal(values, -keys)
     return rows
 
 
-def test_a_new_cache_is_empty_and_zero() -> None:
-    cache = SlotCache(layers=2, slots=3, heads=4, positions=5, head_size=6, dtype=torch.bfloat16, device="cpu")
+@pytest.mark.parametrize("capacities", [[5, 5, 5], [5, 3, 1]])
+def test_a_new_cache_is_empty_and_zero(capacities: list[int]) -> None:
+    cache = SlotCache(layers=2, capacities=capacities, heads=4, head_size=6, dtype=torch.bfloat16, device="cpu")
     assert (cache.num_slots, cache.num_positions) == (3, 5)
     assert cache.lengths.tolist() == [0, 0, 0]
     for tensor in (cache.keys, cache.values):
-        assert tensor.shape == (2, 3, 4, 5, 6)
+        assert tensor.shape == (2, 4 * sum(capacities), 6)
         assert tensor.dtype == torch.bfloat16
         assert not tensor.any()
+    assert [cache.of_slot(slot)[0].shape for slot in range(3)] == [(2, 4, room, 6) for room in capacities]
 
 
+@pytest.mark.parametrize("capacities", [[4, 4, 4, 4], [7, 6, 5, 4]], ids=["alike", "uneven"])
 @pytest.mark.parametrize(
     ("sources", "expected"),
     [
@@ -59,21 +67,43 @@ def test_a_new_cache_is_empty_and_zero() -> None:
     ids=["nothing-left", "all-stay", "hole-filled", "all-moved", "spread", "beams"],
 )
 def test_rearrange_gives_each_slot_what_its_source_held_and_empties_those_behind(
-    sources: list[int], expected: list[list[int]]
+    sources: list[int], expected: list[list[int]], capacities: list[int]
 ) -> None:
-    cache = cache_of([1, 2], [3], [4, 5, 6], [7, 8])
-    cache.rearrange(sources)
+    cache = cache_of([1, 2], [3], [4, 5, 6], [7, 8], capacities=capacities)
+    cache.rearrange(sources, [4] * len(sources))
     assert contents(cache) == expected
 
 
+def test_rows_take_their_room_with_them_and_those_that_part_get_the_least_that_will_do() -> None:
+    cache = cache_of([1, 2], [3], [4, 5, 6], [7, 8], capacities=[9, 7, 5, 3])
+    cache.rearrange([3, 1], [3, 7])
+    assert cache.capacities.tolist() == [3, 7, 9, 5]
+    cache.rearrange([0, 1, 1, 0], [3, 7, 7, 3])
+    assert contents(cache) == [[7, 8], [3], [3], [7, 8]]
+    assert cache.capacities.tolist() == [3, 7, 9, 5]
+
+
+def test_of_rows_that_part_the_one_that_needs_most_stays() -> None:
+    cache = cache_of([1, 2], [3], capacities=[5, 3])
+    cache.rearrange([0, 0], [3, 4])
+    assert contents(cache) == [[1, 2], [1, 2]]
+    assert cache.capacities.tolist() == [3, 5]
+
+
+def test_new_rows_get_the_least_room_that_will_do() -> None:
+    cache = cache_of([1], capacities=[9, 7, 5, 3])
+    cache.make_room(1, [2, 4])
+    assert cache.capacities.tolist() == [9, 3, 5, 7]
+
+
 def test_clear_zeroes_the_keys_and_values_of_some_slots_only() -> None:
-    cache = cache_of([1, 2], [3], [4, 5, 6])
-    cache.keys[:, [0, 2]] = float("nan")
-    cache.values[:, [0, 2]] = float("nan")
+    cache = cache_of([1, 2], [3], [4, 5, 6], capacities=[5, 4, 3])
+    for slot in (0, 2):
+        for each in cache.of_slot(slot):
+            each.fill_(float("nan"))
     cache.clear([0, 2])
-    assert not cache.keys[:, [0, 2]].any()
-    assert not cache.values[:, [0, 2]].any()
-    assert cache.keys[:, 1, :, 0].flatten().tolist() == [3] * 6 + [103] * 6
+    assert contents(cache) == [[], [3], []]
+    assert not any(each.any() for slot in (0, 2) for each in cache.of_slot(slot))
 
 
 @pytest.mark.parametrize(
@@ -109,12 +139,60 @@ def test_place_gives_every_row_its_own_slot_and_moves_as_few_as_possible(sources
 @given(
     rows=st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=6), min_size=8, max_size=8),
     moves=st.lists(slots_of_rows, max_size=4),
+    capacities=st.sampled_from([[6] * 8, [13, 12, 11, 10, 9, 8, 7, 6]]),
 )
-def test_a_chain_of_rearrangements_equals_one_on_plain_lists(rows: list[list[int]], moves: list[list[int]]) -> None:
-    cache = cache_of(*rows, positions=6)
+def test_a_chain_of_rearrangements_equals_one_on_plain_lists(
+    rows: list[list[int]], moves: list[list[int]], capacities: list[int]
+) -> None:
+    cache = cache_of(*rows, capacities=capacities)
     for wanted in moves:
         in_slots = sorted(zip(place(wanted), wanted, strict=True))
         sources = [source for _, source in in_slots]
-        cache.rearrange(sources)
+        cache.rearrange(sources, [6] * len(sources))
         rows = [rows[source] for source in sources] + [[] for _ in rows[len(sources) :]]
         assert contents(cache) == rows
+
+
+class Group:
+    """Rows that need the same: as many as `width` at a time, and one at first."""
+
+    def __init__(self, need: int, width: int) -> None:
+        self.need, self.width, self.slots = need, width, [-1]
+
+
+@settings(max_examples=200)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3)), min_size=1, max_size=14),
+    num_slots=st.integers(3, 8),
+    data=st.data(),
+)
+def test_rows_that_come_in_the_order_of_their_needs_always_find_room(
+    sizes: list[tuple[int, int]], num_slots: int, data: st.DataObject
+) -> None:
+    """Slots are no longer than the longest rows, yet groups may part, shrink and end as they like."""
+    waiting = [Group(*size) for size in sorted(sizes, reverse=True)]
+    needs = [group.need for group in waiting for _ in range(group.width)][:num_slots]
+    cache, running, token = cache_of(capacities=needs), list[Group](), 0
+    while waiting or running:
+        first_slot, taken = sum(len(group.slots) for group in running), list[Group]()
+        while waiting and sum(group.width for group in [*running, *taken, waiting[0]]) <= len(needs):
+            taken.append(waiting.pop(0))
+        taken = data.draw(st.permutations(taken))
+        cache.make_room(first_slot, [group.need for group in taken])
+        for slot, group in enumerate(taken, start=first_slot):
+            token, group.slots = token + 1, [slot]
+            write(cache, slot, [token] * group.need)
+        running = [group for group in [*running, *taken] if not data.draw(st.booleans()) or waiting]
+        if len(running) == len(needs) or not taken:
+            running = running[1:]
+        for group in running:
+            group.slots = data.draw(st.lists(st.sampled_from(group.slots), min_size=1, max_size=group.width))
+        before = contents(cache)
+        rows = [(slot, group) for group in running for slot in group.slots]
+        moved = sorted(zip(place([slot for slot, _ in rows]), range(len(rows)), strict=True))
+        in_slots = [rows[row] for _, row in moved]
+        cache.rearrange([slot for slot, _ in in_slots], [group.need for _, group in in_slots])
+        assert contents(cache)[: len(rows)] == [before[slot] for slot, _ in in_slots]
+        assert all(room >= group.need for room, (_, group) in zip(cache.capacities.tolist(), in_slots, strict=False))
+        for group in running:
+            group.slots = [slot for slot, (_, owner) in enumerate(in_slots) if owner is group]

@@ -535,16 +535,16 @@ def test_logits_rounded_to_bfloat16_are_ordered_by_token_id_where_they_tie() -> 
 
 
 class Watched(GPT2):
-    """A model that notes the prompts it prefills and the slots and positions of its caches."""
+    """A model that notes the prompts it prefills and the positions of its caches' slots."""
 
     def __init__(self, source: GPT2LMHeadModel) -> None:
         super().__init__(source)
         self.prefills: list[list[tuple[int, ...]]] = []
-        self.caches: list[tuple[int, int]] = []
+        self.caches: list[list[int]] = []
 
-    def new_cache(self, slots: int, positions: int, memory: Memory | None = None) -> SlotCache:
-        self.caches.append((slots, positions))
-        return super().new_cache(slots, positions, memory)
+    def new_cache(self, capacities: Sequence[int], memory: Memory | None = None) -> SlotCache:
+        self.caches.append([*capacities])
+        return super().new_cache(capacities, memory)
 
     def prefill(
         self, cache: SlotCache, first_slot: int, prompts: Sequence[tuple[int, ...]], *rest: Any, **settings: Any
@@ -584,17 +584,19 @@ def test_prompts_that_need_most_positions_come_first_and_answers_in_the_order_as
         [([3, 4, 5, 6, 7], "length", None)],
     ]
     assert model.prefills == [[(2, 2)], [(1, 1, 1)], [(0,)]]
-    assert model.caches == [(1, 6)]
+    assert model.caches == [[6]]
 
 
 @pytest.mark.parametrize("max_slots", [1, 3, 100])
 def test_more_requests_than_slots_are_all_answered(max_slots: int) -> None:
     engine, model = watched_engine(chain(), max_slots=max_slots)
-    work = [((token % 7,) * (1 + token % 5), greedy(max_new_tokens=1 + token % 6)) for token in range(40)]
+    work = [((token % 7,) * (1 + token % 5), greedy(max_new_tokens=1 + token % 6)) for token in range(35)]
     for (prompt, strategy), response in zip(work, run(engine, *work), strict=True):
         tokens = [(prompt[0] + step) % 8 for step in range(1, (strategy.max_new_tokens or 0) + 1)]
         assert outcome(response) == [(tokens, "length", None)]
-    assert model.caches == [(min(max_slots, 40), 10)]
+    needs = sorted((len(prompt) - 1 + (strategy.max_new_tokens or 0) for prompt, strategy in work), reverse=True)
+    longest = needs if model.takes_slots_of_any_length else [needs[0]] * 35
+    assert model.caches == [longest[:max_slots]]
 
 
 def test_waiting_prompts_come_in_once_an_eighth_of_the_slots_is_free() -> None:
@@ -612,7 +614,7 @@ def test_a_prompt_with_more_beams_than_slots_still_runs() -> None:
     work = [((0,), greedy(max_new_tokens=3)), ((0,), beams(num_beams=6, max_new_tokens=3)), ((1,), greedy())]
     responses = run(engine, *work)
     assert outcome(responses[1]) == outcome(responses[0]) == [([1, 2, 3], "length", None)]
-    assert model.caches[0][0] == 6
+    assert len(model.caches[0]) == 6
 
 
 def test_cache_bytes_limit_the_slots_but_never_below_one_prompt_with_its_beams() -> None:
@@ -621,19 +623,30 @@ def test_cache_bytes_limit_the_slots_but_never_below_one_prompt_with_its_beams()
     for budget, slots in ((bytes_per_row * 5, 5), (bytes_per_row * 6 - 1, 5), (0, 1), (2**40, 8)):
         engine, model = watched_engine(chain(), cache_bytes=budget)
         run(engine, *work)
-        assert model.caches == [(slots, 10)]
+        assert model.caches == [[10] * slots]
     engine, model = watched_engine(chain(), cache_bytes=bytes_per_row)
     run(engine, *work, ((0,), beams(num_beams=4, max_new_tokens=10)))
-    assert model.caches == [(4, 10)]
+    assert model.caches == [[10] * 4]
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_short_rows_leave_room_for_more(is_plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if is_plain:
+        monkeypatch.setattr(native, "kernels", lambda: None)
+    engine, model = watched_engine(chain(), cache_bytes=20 * GPT2(chain()).kv_bytes_per_token)
+    work = [((0,), greedy(max_new_tokens=10)), *(((token,), greedy(max_new_tokens=3)) for token in range(1, 8))]
+    assert [len(outcome(response)[0][0]) for response in run(engine, *work)] == [10, *[3] * 7]
+    assert model.caches == [[10, 3, 3, 3] if model.takes_slots_of_any_length else [10, 10]]
+    assert model.takes_slots_of_any_length is (native.kernels() is not None)
 
 
 class Small(GPT2):
     """A model on a device with memory for two slots."""
 
-    def new_cache(self, slots: int, positions: int, memory: Memory | None = None) -> SlotCache:
-        if slots > 2:
+    def new_cache(self, capacities: Sequence[int], memory: Memory | None = None) -> SlotCache:
+        if len(capacities) > 2:
             raise torch.OutOfMemoryError
-        return super().new_cache(slots, positions, memory)
+        return super().new_cache(capacities, memory)
 
 
 @pytest.mark.parametrize("is_plain", [False, True])

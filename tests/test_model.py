@@ -58,14 +58,14 @@ def reference(model: GPT2LMHeadModel, tokens: tuple[int, ...]) -> torch.Tensor:
 @torch.inference_mode()
 def prefilled(model: GPT2, prompts: list[tuple[int, ...]], *, first_slot: int = 0) -> list[torch.Tensor]:
     """Logits of every position of prompts that are run together."""
-    cache = model.new_cache(first_slot + len(prompts), model.num_positions)
+    cache = model.new_cache([model.num_positions] * (first_slot + len(prompts)))
     return [model.logits(states.last) for states in model.prefill(cache, first_slot, prompts)]
 
 
 @torch.inference_mode()
 def decoded(model: GPT2, rows: list[tuple[int, ...]], lengths: list[int]) -> list[torch.Tensor]:
     """As `prefilled`, but only the first `lengths` tokens at once, and the others one at a time for all rows."""
-    cache = model.new_cache(len(rows), model.num_positions)
+    cache = model.new_cache([model.num_positions] * len(rows))
     states = model.prefill(cache, 0, [row[:length] for row, length in zip(rows, lengths, strict=True)])
     logits = [[model.logits(each.last)] for each in states]
     for step in range(len(rows[0]) - lengths[0]):
@@ -81,7 +81,7 @@ def decoded(model: GPT2, rows: list[tuple[int, ...]], lengths: list[int]) -> lis
 def ways_through(model: GPT2, num_prompts: int) -> list[torch.Tensor]:
     """States of prompts, of some of their tokens, and of a step, and what the cache holds then."""
     prompts = uneven_prompts(num_prompts, vocab_size=50)
-    cache = model.new_cache(2 * len(prompts), model.num_positions)
+    cache = model.new_cache([model.num_positions] * 2 * len(prompts))
     whole = model.prefill(cache, 0, prompts)
     ends = model.prefill(cache, len(prompts), prompts, num_last=[min(2, len(prompt)) for prompt in prompts])
     step = model.decode(cache, [slot % 50 for slot in range(2 * len(prompts))])
@@ -145,7 +145,7 @@ def test_tokens_decoded_one_at_a_time_equal_transformers(values: dict[str, Any])
 def test_the_last_states_alone_equal_those_of_all_tokens(values: dict[str, Any]) -> None:
     model, prompts = GPT2(source_model(**values)), [*uneven_prompts(7, vocab_size=50), (1,), tuple(range(40))]
     num_last = [min(len(prompt), 1 + index % 3) for index, prompt in enumerate(prompts)]
-    caches = [model.new_cache(len(prompts), model.num_positions) for _ in range(2)]
+    caches = [model.new_cache([model.num_positions] * len(prompts)) for _ in range(2)]
     with torch.inference_mode():
         whole = model.prefill(caches[0], 0, prompts, early=[0])
         ends = model.prefill(caches[1], 0, prompts, early=[0], num_last=num_last)
@@ -186,8 +186,8 @@ def test_the_model_knows_its_sizes() -> None:
     assert (model.num_positions, model.vocab_size, model.num_heads, model.head_size) == (40, 50, 4, 8)
     assert model.device == "cpu"
     assert model.kv_bytes_per_token == 2 * 2 * 32 * 4
-    cache = model.new_cache(3, 7)
-    assert cache.keys.nbytes + cache.values.nbytes == 3 * 7 * model.kv_bytes_per_token
+    cache = model.new_cache([9, 7, 5])
+    assert cache.keys.nbytes + cache.values.nbytes == (9 + 7 + 5) * model.kv_bytes_per_token
     assert GPT2(source_model(n_layer=2).bfloat16()).kv_bytes_per_token == 2 * 2 * 32 * 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.engine import attention, native
+from pipeline.engine.cache import LayerCache
 from pipeline.engine.filters import plain_keep_mass, plain_pack
 from pipeline.engine.linear import ACTIVATIONS, IDENTITY, Shelf, linear
 from pipeline.engine.measure import plain_measure, plain_score
@@ -199,25 +201,49 @@ def test_what_is_kept_is_packed_as_in_plain_torch(vocab: int, seed: int, share: 
         assert found.tolist() == expected.tolist()
 
 
+def layer_of(
+    dtype: torch.dtype, heads: int, size: int, capacities: list[int], order: list[int], seed: int
+) -> LayerCache:
+    """Random keys and values; slots lie in `order`, and hold the same, up to their ends, whatever that and they are."""
+    generator = torch.Generator().manual_seed(seed)
+    held = torch.randn((2, len(capacities), heads, 80, size), generator=generator).to(dtype)
+    kept = [torch.cat([each[slot, :, : capacities[slot]].reshape(-1, size) for slot in order]) for each in held]
+    starts = [sum(capacities[before] for before in order[: order.index(slot)]) for slot in range(len(order))]
+    are_alike = {*capacities} == {capacities[0]} and order == sorted(order)
+    return LayerCache(kept[0], kept[1], heads, torch.tensor(starts), torch.tensor(capacities), are_alike)
+
+
+def rows_of(layer: LayerCache, lengths: list[int]) -> list[torch.Tensor]:
+    """What the first positions of each slot hold, keys and values."""
+    rows = []
+    for start, room, length in zip(layer.starts.tolist(), layer.capacities.tolist(), lengths, strict=True):
+        spans = (each[start * layer.heads : (start + room) * layer.heads] for each in (layer.keys, layer.values))
+        rows += [span.view(layer.heads, room, -1)[:, :length] for span in spans]
+    return rows
+
+
 @laws
 @given(
     size=st.sampled_from([1, 8, 16, 24, 64, 80, 128]),
     heads=st.integers(1, 4),
     positions=st.lists(st.integers(0, 70), min_size=1, max_size=5),
+    seed=st.integers(0, 99),
     dtype=dtypes,
 )
-def test_attention_equals_plain_torch(size: int, heads: int, positions: list[int], dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(len(positions))
-    shape = (len(positions) + 1, heads, 71, size)
-    caches = [torch.randn(shape, generator=generator).to(dtype) for _ in range(2)]
-    fused = torch.randn((len(positions), 3 * heads * size), generator=generator).to(dtype)
-    expected_caches, found_caches = [each.clone() for each in caches], [each.clone() for each in caches]
-    places = torch.arange(len(positions)), torch.tensor(positions)
-    expected = attention.plain_attend(fused, *expected_caches, *places, size**-0.5, max(positions) + 1)
+def test_attention_equals_plain_torch_wherever_slots_lie(
+    size: int, heads: int, positions: list[int], seed: int, dtype: torch.dtype
+) -> None:
+    rng, count = random.Random(seed), len(positions)
+    capacities = [position + 1 + rng.randrange(9) for position in positions]
+    alike = layer_of(dtype, heads, size, [80] * count, [*range(count)], seed)
+    uneven = layer_of(dtype, heads, size, capacities, rng.sample(range(count), count), seed)
+    fused = torch.randn((count, 3 * heads * size), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    places = torch.arange(count), torch.tensor(positions)
+    expected = attention.plain_attend(fused, alike, *places, size**-0.5, max(positions) + 1)
     assert KERNELS is not None
-    found = KERNELS.attend(fused, *found_caches, *places, size**-0.5)
+    found = KERNELS.attend(fused, uneven, *places, size**-0.5)
     torch.testing.assert_close(found, expected, atol=2e-6 if dtype == torch.float32 else 2e-2, rtol=0)
-    for kept, expected_kept in zip(found_caches, expected_caches, strict=True):
+    for kept, expected_kept in zip(rows_of(uneven, capacities), rows_of(alike, capacities), strict=True):
         assert torch.equal(kept, expected_kept)
 
 
@@ -226,30 +252,37 @@ def test_attention_equals_plain_torch(size: int, heads: int, positions: list[int
     size=st.sampled_from([1, 8, 24, 64, 80]),
     heads=st.integers(1, 3),
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    are_alike=st.booleans(),
+    seed=st.integers(0, 99),
     dtype=dtypes,
 )
-def test_attention_within_prompts_equals_plain_torch(
-    size: int, heads: int, lengths: list[int], dtype: torch.dtype
+def test_attention_within_prompts_equals_plain_torch_wherever_slots_lie(
+    size: int, heads: int, lengths: list[int], are_alike: bool, seed: int, dtype: torch.dtype
 ) -> None:
-    generator = torch.Generator().manual_seed(sum(lengths))
+    rng, count = random.Random(seed), len(lengths) + 2
+    capacities = [40] * count if are_alike else [3, 9, *(length + rng.randrange(9) for length in lengths)]
+    order = [*range(count)] if are_alike else rng.sample(range(count), count)
+    plain, compiled = (layer_of(dtype, heads, size, capacities, order, seed) for _ in range(2))
     tokens = attention.PromptTokens(lengths, 2, "cpu")
-    fused = torch.randn((sum(lengths), 3 * heads * size), generator=generator).to(dtype)
-    caches = torch.zeros((2, 2, len(lengths) + 2, heads, 40, size), dtype=dtype)
-    expected = tokens.plain_attend(fused, caches[0, 0], caches[0, 1], size**-0.5)
-    found = tokens.attend(fused, caches[1, 0], caches[1, 1], size**-0.5)
+    fused = torch.randn((sum(lengths), 3 * heads * size), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    expected = tokens.plain_attend(fused, plain, size**-0.5)
+    found = tokens.attend(fused, compiled, size**-0.5)
     torch.testing.assert_close(found, expected, atol=2e-6 if dtype == torch.float32 else 3e-2, rtol=0)
-    assert torch.equal(caches[0], caches[1])
+    seen = [0, 0, *lengths]
+    for kept, expected_kept in zip(rows_of(compiled, seen), rows_of(plain, seen), strict=True):
+        assert torch.equal(kept, expected_kept)
 
 
 def test_what_lies_past_a_row_is_not_looked_at_and_nan_inside_it_shows() -> None:
     assert KERNELS is not None
-    keys, values = torch.randn(2, 1, 1, 8, 16)
-    keys[0, 0, 4:], values[0, 0, 4:] = float("nan"), float("nan")
+    keys, values = torch.randn(2, 8, 16)
+    keys[4:], values[4:] = float("nan"), float("nan")
     fused = torch.randn(1, 48)
+    layer = LayerCache(keys, values, 1, torch.tensor([0]), torch.tensor([8]), True)
     places = torch.tensor([0]), torch.tensor([3])
-    assert KERNELS.attend(fused, keys, values, *places, 0.25).isfinite().all()
-    keys[0, 0, 1] = float("nan")
-    assert KERNELS.attend(fused, keys, values, *places, 0.25).isnan().all()
+    assert KERNELS.attend(fused, layer, *places, 0.25).isfinite().all()
+    keys[1] = float("nan")
+    assert KERNELS.attend(fused, layer, *places, 0.25).isnan().all()
 
 
 @laws

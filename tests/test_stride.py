@@ -205,7 +205,7 @@ def test_nothing_in_a_step_waits_for_the_device(name: str) -> None:
     model = GPT2(random_model(vocab_size=90).to("meta"))
     (unit,) = make_units(0, Request((1, 2), strategy, (0,)), 3, Limits(frozenset({5}), [b""] * 90, 64))
     unit.state.begin(unit.state.ending.root((0,)), torch.zeros(0))
-    strides = Strides(model, model.new_cache(8, 64), 3, 16)
+    strides = Strides(model, model.new_cache([64] * 8), 3, 16)
     made = strides._stride([unit.state], [(unit.state.ending, [0])], 16)
     made.step()  # makes what is kept
     with NoWaiting():  # type: ignore[no-untyped-call]
@@ -333,7 +333,7 @@ def strides(monkeypatch: pytest.MonkeyPatch) -> Strides:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the stream before")
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(torch.cuda, "set_to", stream))
     monkeypatch.setattr(torch.cuda, "set_to", None, raising=False)
-    made = Strides(GPT2(MODEL), GPT2(MODEL).new_cache(4, 64), 3, 4)
+    made = Strides(GPT2(MODEL), GPT2(MODEL).new_cache([64] * 4), 3, 4)
     made._pool = object()
     return made
 

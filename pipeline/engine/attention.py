@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.engine import native
+from pipeline.engine.cache import LayerCache
 
 KERNEL_TOKENS = 256  # longest prompt for which the kernel is faster than torch
 
@@ -28,7 +29,7 @@ class PromptTokens:
         self.lengths = list(lengths)
         ends = torch.tensor(self.lengths, device=device)
         self._rows = torch.arange(len(self.lengths), device=device).repeat_interleave(ends)
-        self._target = slice(first_slot, first_slot + len(self.lengths))
+        self._first_slot = first_slot
         self.slots = self._rows + first_slot
         self.positions = torch.arange(len(self._rows), device=device) - (ends.cumsum(0) - ends)[self._rows]
 
@@ -42,29 +43,27 @@ class PromptTokens:
         starts = torch.tensor(self.lengths, device=self.slots.device) - torch.tensor(counts, device=self.slots.device)
         return (self.positions >= starts[self._rows]).nonzero()[:, 0]
 
-    def attend(self, fused: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, fused: Tensor, layer: LayerCache, scale: float) -> Tensor:
         """Keep keys and values of all tokens, and attend from each to its prompt up to itself.
 
         Args:
             fused: (N, 3HD) queries, keys and values.
-            keys, values: (C, H, T, D) of the layer.
 
         Returns:
             (N, HD).
         """
         if self.suit_kernels and (kernels := native.for_tensor(fused)):
-            return kernels.attend(fused, keys, values, self.slots, self.positions, scale)
-        return self.plain_attend(fused, keys, values, scale)
+            return kernels.attend(fused, layer, self.slots, self.positions, scale)
+        return self.plain_attend(fused, layer, scale)
 
-    def plain_attend(self, fused: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def plain_attend(self, fused: Tensor, layer: LayerCache, scale: float) -> Tensor:
         """`attend` in torch. Prompts are padded on the right: under the causal mask no token sees a pad, and what pads
         leave in the cache lies past the row's length. Theirs are zeros, since NaN shows through a mask.
         """
-        heads, size, width = keys.shape[1], keys.shape[3], max(self.lengths)
+        heads, size, width = layer.heads, layer.head_size, max(self.lengths)
         padded = self._padded(fused.view(-1, 3, heads, size), width)  # (B, T, 3, H, D)
         query, key, value = padded.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
-        keys[self._target, :, :width] = key
-        values[self._target, :, :width] = value
+        layer.keep(self._first_slot, self.lengths, key, value)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
         return self._packed(mixed.transpose(1, 2)).reshape(len(fused), heads * size)
 
@@ -97,21 +96,23 @@ class NewTokens:
         kernels = native.kernels() if positions.device.type == "cpu" else None
         self._attend = kernels.attend if kernels else partial(plain_attend, width=width or int(positions.max()) + 1)
 
-    def attend(self, fused: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, fused: Tensor, layer: LayerCache, scale: float) -> Tensor:
         """Keep the token's key and value, and attend from it to all of its slot; as `PromptTokens.attend`, N = B."""
-        return self._attend(fused, keys, values, self.slots, self.positions, scale)
+        return self._attend(fused, layer, self.slots, self.positions, scale)
 
 
 def plain_attend(
-    fused: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, scale: float, width: int
+    fused: Tensor, layer: LayerCache, slots: Tensor, positions: Tensor, scale: float, width: int
 ) -> Tensor:
     """Write row i's key and value into slot i at `positions`, (B,), and attend to the slot up to there, in torch.
 
     Args:
+        layer: of slots that are alike.
         slots: 0..B-1.
         width: more than any of the positions.
     """
-    batch, heads, size = len(fused), keys.shape[1], keys.shape[3]
+    batch, heads, size = len(fused), layer.heads, layer.head_size
+    keys, values = layer.in_order()
     query, key, value = fused.view(batch, 3, heads, size).unbind(1)  # (B, H, D) each
     keys[slots, :, positions] = key
     values[slots, :, positions] = value

@@ -1,31 +1,77 @@
 """The slot KV cache: one slot per running hypothesis, left-aligned, so that a token's index is its position.
 
-Slots 0..n-1 are always the active ones. Rows of different length share the tensors; what lies past a row's length is
-stale and masked. `rearrange` is the one operation on slots: it drops finished rows, fills holes, spreads a prefilled
-prompt over its samples and follows beams to their parents.
+Slots 0..n-1 are always the active ones. Each has room for as many positions as its row needs at most; what lies past a
+row's end is stale and masked. `rearrange` is the one operation on slots: it drops finished rows, fills holes, spreads a
+prefilled prompt over its samples and follows beams to their parents.
 
-Shape letters: L layers, C slots, H heads, T positions, D head size.
+Shape letters: L layers, C slots, H heads, D head size, T positions of a slot, P of all.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+class LayerCache(NamedTuple):
+    """Keys and values of a layer.
+
+    Attributes:
+        keys, values: (P * H, D), one slot's (H, T, D) after the other's.
+        starts, capacities: (C,) int64, on the host: of a slot's positions the first among all, and their number.
+        are_alike: whether all slots have the same room, and lie in their order.
+    """
+
+    keys: Tensor
+    values: Tensor
+    heads: int
+    starts: Tensor
+    capacities: Tensor
+    are_alike: bool
+
+    @property
+    def head_size(self) -> int:
+        """D."""
+        return self.keys.shape[1]
+
+    def in_order(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of slots that are alike, (C, H, T, D) each."""
+        shape = (len(self.capacities), self.heads, -1, self.head_size)
+        return self.keys.view(shape), self.values.view(shape)
+
+    def keep(self, first_slot: int, lengths: Sequence[int], keys: Tensor, values: Tensor) -> None:
+        """Store prompts of these lengths, (B, H, T, D) padded on the right, in the slots from `first_slot` on."""
+        if self.are_alike:
+            for kept, new in zip(self.in_order(), (keys, values), strict=True):
+                kept[first_slot : first_slot + len(new), :, : new.shape[2]] = new
+            return
+        for row, length in enumerate(lengths):
+            start, room = int(self.starts[first_slot + row]), int(self.capacities[first_slot + row])
+            for kept, new in ((self.keys, keys), (self.values, values)):
+                slot = kept[start * self.heads : (start + room) * self.heads].view(self.heads, room, -1)
+                slot[:, :length] = new[row, :, :length]
+
+
 class SlotCache:
     """Keys, values and token ids of every slot.
 
+    Slots that are alike stay where they are, in order, as a GPU wants them. Others change places with each other: what
+    a row holds goes with it, and nothing is copied but for rows that part.
+
     Args:
+        capacities: positions of each slot, descending.
         memory: for keys and values; new memory by default. No masked position may hold NaN: it holds zeros, or what an
             earlier cache of the same dtype left there.
 
     Attributes:
-        keys, values: (L, C, H, T, D).
-        token_ids: (C, T) int64, the tokens whose keys and values are stored.
+        keys, values: (L, P * H, D), of each layer as in `LayerCache`.
+        starts, capacities: as in `LayerCache`.
+        token_ids: (C, T) int64, the tokens whose keys and values are stored; T of the longest slot.
         lengths: (C,) int64, tokens per slot.
     """
 
@@ -33,19 +79,22 @@ class SlotCache:
         self,
         *,
         layers: int,
-        slots: int,
+        capacities: Sequence[int],
         heads: int,
-        positions: int,
         head_size: int,
         dtype: torch.dtype,
         device: str,
         memory: Memory | None = None,
     ) -> None:
-        shape = (2, layers, slots, heads, positions, head_size)
+        self._heads = heads
+        shape = (2, layers, sum(capacities) * heads, head_size)
         num_bytes = math.prod(shape) * dtype.itemsize
         self.keys, self.values = (memory or Memory()).take(num_bytes, device)[:num_bytes].view(dtype).view(shape)
-        self.token_ids = torch.zeros((slots, positions), dtype=torch.int64, device=device)
-        self.lengths = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.capacities = torch.tensor(capacities)
+        self.starts = self.capacities.cumsum(0) - self.capacities
+        self._are_alike = capacities[0] == capacities[-1]
+        self.token_ids = torch.zeros((len(capacities), capacities[0]), dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(len(capacities), dtype=torch.int64, device=device)
 
     @property
     def num_slots(self) -> int:
@@ -54,34 +103,85 @@ class SlotCache:
 
     @property
     def num_positions(self) -> int:
-        """Tokens a slot can hold."""
+        """Tokens that the longest slot can hold."""
         return self.token_ids.shape[1]
 
-    def rearrange(self, sources: list[int]) -> None:
-        """Make slot i hold what slot `sources[i]` held. A source may serve several slots, but must keep its own, or lie
-        behind all of them, as `place` sees to.
+    def layer(self, index: int) -> LayerCache:
+        """Of one layer."""
+        return LayerCache(
+            self.keys[index], self.values[index], self._heads, self.starts, self.capacities, self._are_alike
+        )
+
+    def of_slot(self, slot: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one slot, (L, H, T, D) each."""
+        start, capacity = int(self.starts[slot]), int(self.capacities[slot])
+        span = slice(start * self._heads, (start + capacity) * self._heads)
+        shape = (len(self.keys), self._heads, capacity, -1)
+        return self.keys[:, span].view(shape), self.values[:, span].view(shape)
+
+    def make_room(self, first_slot: int, needs: Sequence[int]) -> None:
+        """Give the slots from `first_slot` on room for rows that need so many positions; those before stay."""
+        if not self._are_alike:
+            self._exchange([*range(first_slot), *[None] * len(needs)], [*[0] * first_slot, *needs])
+
+    def rearrange(self, sources: Sequence[int], needs: Sequence[int]) -> None:
+        """Make slot i hold what slot `sources[i]` held, for a row that needs `needs[i]` positions. A source may serve
+        several slots, but must keep its own, or lie behind all of them, as `place` sees to.
 
         Only what differs is copied: beams share all but the end of their text, samples their prompt. The slots behind
         them are empty then.
         """
+        if not self._are_alike:
+            sources = self._exchange(sources, needs)
         if moved := [(slot, source) for slot, source in enumerate(sources) if slot != source]:
-            self._move(moved)
+            self._copy(moved)
         self.lengths[len(sources) :] = 0
 
-    def _move(self, moved: list[tuple[int, int]]) -> None:
+    def _exchange(self, sources: Sequence[int | None], needs: Sequence[int]) -> list[int]:
+        """Let slots change places so that slot i has room for `needs[i]` positions, and that of each source the row
+        that needs most is where it was. The others get the smallest place that will do: that leaves enough for all
+        rows that are yet to come, as long as they come in the order of their needs.
+
+        Returns:
+            `sources`, as they are numbered now; of a slot without one itself.
+        """
+        order = sorted(range(len(sources)), key=lambda slot: (-needs[slot], sources[slot] != slot))
+        places: dict[int, int] = {}  # of a slot, by the slot that had it
+        heirs: dict[int, int] = {}  # of sources
+        for slot in order:
+            if (source := sources[slot]) is not None and heirs.setdefault(source, slot) == slot:
+                places[slot] = source
+        rooms = self.capacities.tolist()
+        free = sorted({*range(len(rooms))} - {*heirs}, key=lambda place: (rooms[place], -place))
+        for slot in order:
+            if slot not in places:
+                least = next(place for place in free if rooms[place] >= needs[slot])
+                places[slot] = slot if slot in free and rooms[slot] == rooms[least] else least
+                free.remove(places[slot])
+        rest = iter(sorted(free))
+        for slot in range(len(sources), len(rooms)):
+            places[slot] = next(rest)
+        if moved := [(slot, place) for slot, place in places.items() if slot != place]:
+            to, from_ = (torch.tensor(column) for column in zip(*moved, strict=True))
+            for each in (self.starts, self.capacities, self.lengths, self.token_ids):
+                each[to] = each[from_]
+        return [slot if source is None else heirs[source] for slot, source in enumerate(sources)]
+
+    def _copy(self, moved: Sequence[tuple[int, int]]) -> None:
         """Pairs of a slot and its source."""
         to, from_ = (torch.tensor(column, device=self.lengths.device) for column in zip(*moved, strict=True))
         spans = zip(moved, self._num_shared(to, from_).tolist(), self.lengths[from_].tolist(), strict=True)
         for (slot, source), start, end in spans:
-            self.keys[:, slot, :, start:end] = self.keys[:, source, :, start:end]
-            self.values[:, slot, :, start:end] = self.values[:, source, :, start:end]
+            for kept, new in zip(self.of_slot(slot), self.of_slot(source), strict=True):
+                kept[:, :, start:end] = new[:, :, start:end]
         self.token_ids[to] = self.token_ids[from_]
         self.lengths[to] = self.lengths[from_]
 
     def clear(self, slots: list[int]) -> None:
         """Empty slots that hold NaN: the mask hides what is stale, but NaN shows through."""
-        self.keys[:, slots] = 0
-        self.values[:, slots] = 0
+        for slot in slots:
+            for kept in self.of_slot(slot):
+                kept.zero_()
         self.lengths[slots] = 0
 
     def _num_shared(self, left: Tensor, right: Tensor) -> Tensor:

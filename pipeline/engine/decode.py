@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 
@@ -153,22 +154,24 @@ class Engine:
         return logprobs
 
     def _new_cache(self, waiting: deque[Waiting]) -> tuple[SlotCache, Strides | None, int]:
-        """A cache with as many slots as can be used, each as long as the longest row needs; its strides; and how many
-        slots the limits would allow. With strides the cache is of one of few sizes, and one that was there before.
+        """A cache with as many slots as can be used, as long as the longest rows need; its strides; and how many slots
+        the limits would allow. With strides the cache is of one of few sizes, and one that was there before.
         """
         units = [unit for prompt in waiting for unit in prompt.units]
-        positions = max(unit.num_positions for unit in units)
+        needs = [unit.num_positions for unit in units for _ in range(unit.num_slots)]
+        positions = needs[0]
         if self.steps_per_sync > 1:
             positions = min(1 << (positions - 1).bit_length(), self.model.num_positions)
-        bytes_per_slot = positions * self.model.kv_bytes_per_token
-        widths = [unit.num_slots for unit in units]
-        allowed = max(min(self.max_slots, self.cache_bytes // bytes_per_slot), max(widths))
+        if self.steps_per_sync > 1 or not self.model.takes_slots_of_any_length:
+            needs = [positions] * len(needs)
+        affordable = _num_affordable(needs, self.max_slots, self.cache_bytes // self.model.kv_bytes_per_token)
+        allowed = max(affordable, max(unit.num_slots for unit in units))
         if self.steps_per_sync == 1:
-            return self.model.new_cache(min(allowed, sum(widths)), positions, self._memory), None, allowed
-        if allowed * bytes_per_slot > self._memory.num_bytes:
+            return self.model.new_cache(needs[:allowed], self._memory), None, allowed
+        if allowed * positions * self.model.kv_bytes_per_token > self._memory.num_bytes:
             self._strides = {}  # they hold on to the memory that is given up for more
         if (allowed, positions) not in self._strides:
-            cache = self.model.new_cache(allowed, positions, self._memory)
+            cache = self.model.new_cache([positions] * allowed, self._memory)
             strides = Strides(self.model, cache, self.num_alternatives, self.steps_per_sync)
             self._strides[allowed, positions] = strides
         strides = self._strides[allowed, positions]
@@ -182,9 +185,13 @@ class Engine:
         first_slot = sum(len(row.slots) for unit in running for row in unit.state.running)
         by_length = sorted(admitted, key=lambda each: len(each.prompt))  # like beside like, so that little is padded
         units = [unit for prompt in by_length for unit in prompt.units]
-        prompts = list(dict.fromkeys(prompt for unit in units for prompt in unit.prompts))
+        needs: dict[Prompt, int] = {}
+        for unit in units:
+            needs |= {prompt: max(unit.num_positions, needs.get(prompt, 0)) for prompt in unit.prompts}
+        prompts = list(needs)
         slots = {prompt: slot for slot, prompt in enumerate(prompts, start=first_slot)}
         num_last = None if self.with_prompt_logprobs or _looks_back(units) else [1] * len(prompts)
+        cache.make_room(first_slot, list(needs.values()))
         states = self.model.prefill(cache, first_slot, prompts, _early(self.model, units), num_last)
         for unit in units:
             root = unit.state.ending.root(tuple(slots[prompt] for prompt in unit.prompts))
@@ -214,7 +221,7 @@ class Engine:
 
     def _score_prompt(self, prompt: Prompt) -> FloatArray:
         """Log-probabilities of a prompt from which nothing is generated."""
-        cache = self.model.new_cache(1, len(prompt))
+        cache = self.model.new_cache([len(prompt)])
         return prompt_logprobs(self.model, prompt, self.model.prefill(cache, 0, [prompt])[0].last)
 
 
@@ -227,13 +234,23 @@ def _joined(done: Result, new: Result | None) -> Result:
 
 
 def _gather(units: Sequence[Unit]) -> deque[Waiting]:
-    """Unfinished units by prompt, the prompts that need most positions first."""
+    """Unfinished units by prompt, the prompts that need most positions first; units of a prompt need the same."""
     by_prompt: dict[Prompt, Waiting] = {}
     for unit in units:
         if unit.result is None:
             by_prompt.setdefault(unit.prompts[0], Waiting(unit.prompts[0])).units.append(unit)
-    longest = {each.prompt: max(unit.num_positions for unit in each.units) for each in by_prompt.values()}
-    return deque(sorted(by_prompt.values(), key=lambda each: longest[each.prompt], reverse=True))
+    for each in by_prompt.values():
+        longest = max(unit.num_positions for unit in each.units)
+        for unit in each.units:
+            unit.num_positions = longest
+    return deque(sorted(by_prompt.values(), key=lambda each: each.units[0].num_positions, reverse=True))
+
+
+def _num_affordable(needs: Sequence[int], most: int, positions: int) -> int:
+    """How many slots of the lengths that rows need, descending, have room in so many positions; `most` at most, and
+    those past the last row are like its own."""
+    wanted = [*needs, *[needs[-1]] * (most - len(needs))][:most]
+    return sum(end <= positions for end in accumulate(wanted))
 
 
 def _fits(waiting: Waiting, free: int, most: int) -> bool:
@@ -281,11 +298,12 @@ def _ends(states: Sequence[States]) -> States:
 
 def _rearrange(cache: SlotCache, running: list[Unit]) -> None:
     """Move the running rows to slots 0..n-1, their units in that order; rows still lie where their parents did."""
-    sources = [slot for unit in running for row in unit.state.running for slot in row.slots]
+    rows = [(slot, unit.num_positions) for unit in running for row in unit.state.running for slot in row.slots]
+    sources = [slot for slot, _ in rows]
     slots = place(sources)
     new = iter(slots)
     for unit in running:
         unit.state.move([tuple(next(new) for _ in row.slots) for row in unit.state.running])
-    moves = dict(zip(slots, sources, strict=True))
-    cache.rearrange([moves[slot] for slot in range(len(slots))])
+    moves = [row for _, row in sorted(zip(slots, rows, strict=True))]
+    cache.rearrange([source for source, _ in moves], [need for _, need in moves])
     running.sort(key=lambda unit: unit.state.running[0].slot)

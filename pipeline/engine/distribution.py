@@ -43,7 +43,7 @@ def next_token_logprobs(model: GPT2, prompts: Sequence[tuple[int, ...]]) -> npt.
 
 
 def _batch(model: GPT2, prompts: list[tuple[int, ...]]) -> npt.NDArray[np.float64]:
-    cache = model.new_cache(len(prompts), max(map(len, prompts)))
+    cache = model.new_cache([max(map(len, prompts))] * len(prompts))
     states = model.prefill(cache, 0, prompts, num_last=[1] * len(prompts))
     logits = model.logits(torch.cat([each.last for each in states]))  # (B, V)
     if not bool(torch.isfinite(logits).all()):

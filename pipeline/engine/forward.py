@@ -47,8 +47,8 @@ class _Cache(ctypes.Structure):
     """`Cache` of `forward.cpp`."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("keys", "values", "token_ids")),
-        *((name, ctypes.c_int64) for name in ("slots", "positions")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "token_ids", "starts", "capacities")),
+        *((name, ctypes.c_int64) for name in ("positions", "longest")),
     ]
 
 
@@ -94,8 +94,8 @@ class CompiledForward:
             Behind the last norm, (M, E).
         """
         places = _Tokens(ids.data_ptr(), tokens.slots.data_ptr(), tokens.positions.data_ptr(), len(ids))
-        kept = [each.data_ptr() for each in (cache.keys, cache.values, cache.token_ids)]
-        room = _Cache(*kept, cache.num_slots, cache.num_positions)
+        parts = (cache.keys, cache.values, cache.token_ids, cache.starts, cache.capacities)
+        room = _Cache(*(part.data_ptr() for part in parts), int(cache.capacities.sum()), cache.num_positions)
         out: Tensor = self._like.new_empty((len(ids) if wanted is None else len(wanted), self._like.shape[1]))
         self._kernels.forward(ctypes.byref(self._model), ctypes.byref(room), ctypes.byref(places), wanted, out)
         return out

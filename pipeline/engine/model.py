@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.engine import native
 from pipeline.engine.attention import NewTokens, PromptTokens
 from pipeline.engine.cache import Memory, SlotCache
 from pipeline.engine.forward import compiled_forward
@@ -106,18 +107,22 @@ class GPT2:
         """Bytes of keys and values that one token occupies in the cache."""
         return int(2 * len(self.blocks) * self.num_heads * self.head_size * self.wte.element_size())
 
-    def new_cache(self, slots: int, positions: int, memory: Memory | None = None) -> SlotCache:
-        """An empty cache that fits this model; `memory` as for `SlotCache`."""
+    def new_cache(self, capacities: Sequence[int], memory: Memory | None = None) -> SlotCache:
+        """An empty cache that fits this model; arguments as for `SlotCache`."""
         return SlotCache(
             layers=len(self.blocks),
-            slots=slots,
+            capacities=capacities,
             heads=self.num_heads,
-            positions=positions,
             head_size=self.head_size,
             dtype=self.wte.dtype,
             device=self.device,
             memory=memory,
         )
+
+    @property
+    def takes_slots_of_any_length(self) -> bool:
+        """Whether slots of a cache may differ in length: the kernels look each one up."""
+        return native.for_tensor(self.wte) is not None
 
     @property
     def num_layers(self) -> int:
@@ -210,7 +215,7 @@ class GPT2:
         for layer, block in enumerate(self.blocks):
             if layer in early:
                 kept[layer] = self.ln_f(x)
-            mixed = tokens.attend(block.attn_in(normed), cache.keys[layer], cache.values[layer], block.scale)
+            mixed = tokens.attend(block.attn_in(normed), cache.layer(layer), block.scale)
             is_last = layer == len(self.blocks) - 1
             if is_last and wanted is not None:
                 x, mixed = x[wanted], mixed[wanted]

@@ -30,7 +30,7 @@ def score_targets(model: GPT2, requests: Sequence[Request], num_alternatives: in
     scored: dict[int, Completion | RowError] = {}
     for batch in _batches(longest_first, [_num_fed(request) for request in requests]):
         fed = [(*requests[index].prompt_token_ids, *requests[index].target_token_ids)[:-1] for index in batch]
-        cache = model.new_cache(len(fed), max(map(len, fed)))
+        cache = model.new_cache([max(map(len, fed))] * len(fed))
         states = model.prefill(cache, 0, fed, num_last=[len(requests[index].target_token_ids) for index in batch])
         for index, hidden in zip(batch, states, strict=True):
             scored[index] = _completion(model, hidden.last, requests[index].target_token_ids, num_alternatives)

@@ -45,7 +45,7 @@ class Unit:
         request: index of the request.
         prompts: the prompt, and under guidance the negative one.
         num_slots: slots to keep free for it.
-        num_positions: positions its longest row occupies.
+        num_positions: positions to keep free for each of its rows.
     """
 
     request: int

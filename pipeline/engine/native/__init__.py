@@ -23,6 +23,7 @@ from torch import Tensor
 from pipeline.engine.native.build import library_path
 
 if TYPE_CHECKING:
+    from pipeline.engine.cache import LayerCache
     from pipeline.engine.norm import Norm
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ _SIGNATURES = {
     "forward_bfloat16": "ppppip",
     "linear_float32": "pppiiiip",
     "linear_bfloat16": "pppiiiip",
-    "attend_float32": "pppppiiiifp",
-    "attend_bfloat16": "pppppiiiifp",
+    "attend_float32": "pppppppiiifp",
+    "attend_bfloat16": "pppppppiiifp",
     "add_norm_float32": "ppppiifp",
     "add_norm_bfloat16": "ppppiifp",
     "measure_float32": "piiipppp",
@@ -89,14 +90,11 @@ class Kernels:
         num_wanted = 0 if wanted is None else len(wanted)
         self._call(_typed("forward", out), model, cache, tokens, wanted, num_wanted, out)
 
-    def attend(
-        self, fused: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, scale: float
-    ) -> Tensor:
+    def attend(self, fused: Tensor, layer: LayerCache, slots: Tensor, positions: Tensor, scale: float) -> Tensor:
         """`attention.plain_attend`, and `PromptTokens.plain_attend`: tokens of one slot stand together, in order."""
-        _, heads, num_positions, size = keys.shape
-        out = torch.empty((len(fused), heads * size), dtype=fused.dtype)
-        shape = len(fused), heads, size, num_positions
-        self._call(_typed("attend", fused), fused, keys, values, slots, positions, *shape, scale, out)
+        out = torch.empty((len(fused), layer.heads * layer.head_size), dtype=fused.dtype)
+        tensors = fused, layer.keys, layer.values, layer.starts, layer.capacities, slots, positions
+        self._call(_typed("attend", fused), *tensors, len(fused), layer.heads, layer.head_size, scale, out)
         return out
 
     def add_norm(self, x: Tensor, update: Tensor | None, norm: Norm) -> Tensor:

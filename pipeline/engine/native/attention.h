@@ -1,4 +1,5 @@
-// Attention of new tokens to what the cache holds of their slots. Shape letters: N tokens, H heads, D head size, T positions.
+// Attention of new tokens to what the cache holds of their slots. Shape letters: N tokens, C slots, H heads, D head size, T positions
+// of a slot, P of all.
 
 #pragma once
 
@@ -152,19 +153,27 @@ inline void attend_head(const Element* query, const Element* keys, const Element
     }
 }
 
+// Where slots lie: (C,) each, the first of a slot's positions among all, and how many it has.
+struct Places {
+    const int64_t *starts, *capacities;
+};
+
 template <typename Element, int FIXED>
-void attend_tokens(const Element* fused, Element* keys, Element* values, const int64_t* slots, const int64_t* positions,
-                   int64_t count, int64_t heads, int64_t size, int64_t num_positions, float scale, Element* out) {
+void attend_tokens(const Element* fused, Element* keys, Element* values, const Places& places, const int64_t* slots,
+                   const int64_t* positions, int64_t count, int64_t heads, int64_t size, float scale, Element* out) {
     constexpr int Q = 4;
-    const int64_t d_size = FIXED ? FIXED : size, width = heads * d_size, stride = num_positions + LANES;
+    const int64_t d_size = FIXED ? FIXED : size, width = heads * d_size;
+    const int64_t stride = *std::max_element(positions, positions + count) + 1 + LANES;
     Room room{std::vector<float>(Q * stride), std::vector<float>(Q * d_size), stride};
     for (int64_t first = 0, end; first < count; first = end) {
         for (end = first + 1; end < count && slots[end] == slots[first];) ++end;  // tokens of one slot
+        const int64_t area = places.capacities[slots[first]] * d_size, following = end < count ? end : first;
         for (int64_t head = 0; head < heads; ++head) {
-            const int64_t start = (slots[first] * heads + head) * num_positions * d_size;
+            const int64_t start = places.starts[slots[first]] * width + head * area;
             const Element *own_keys = keys + start, *own_values = values + start;
-            const int64_t next = num_positions * d_size, seen = (positions[end - 1] + 1) * d_size * sizeof(Element);
-            Fetch fetch(own_keys + next, own_values + next, seen);  // as much of the next head
+            const int64_t next = head + 1 < heads ? start + area : places.starts[slots[following]] * width;
+            const int64_t seen = (positions[end - 1] + 1) * d_size * sizeof(Element);
+            Fetch fetch(keys + next, values + next, seen);  // as much of the next head
             for (int64_t token = first; token < end; ++token) {
                 const Element* query = fused + token * 3 * width + head * d_size;
                 const int64_t place = start + positions[token] * d_size;
@@ -183,10 +192,10 @@ void attend_tokens(const Element* fused, Element* keys, Element* values, const i
 }
 
 template <typename Element>
-void attend(const Element* fused, Element* keys, Element* values, const int64_t* slots, const int64_t* positions,
-            int64_t count, int64_t heads, int64_t size, int64_t num_positions, float scale, Element* out) {
+void attend(const Element* fused, Element* keys, Element* values, const Places& places, const int64_t* slots,
+            const int64_t* positions, int64_t count, int64_t heads, int64_t size, float scale, Element* out) {
     const auto chosen = size == 64 ? attend_tokens<Element, 64> : attend_tokens<Element, 0>;
-    chosen(fused, keys, values, slots, positions, count, heads, size, num_positions, scale, out);
+    chosen(fused, keys, values, places, slots, positions, count, heads, size, scale, out);
 }
 
 }  // namespace

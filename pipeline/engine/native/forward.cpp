@@ -40,12 +40,13 @@ struct Model {
     float epsilon;
 };
 
-// (layers, slots, H, positions, D) each, and (slots, positions).
+// (layers, P * E) each; (C, `longest`); and P. Python has the same.
 template <typename Element>
 struct Cache {
     Element *keys, *values;
     int64_t* token_ids;
-    int64_t slots, positions;
+    Places places;
+    int64_t positions, longest;
 };
 
 // (N,) each.
@@ -78,17 +79,17 @@ void forward(const Model<Element>& model, const Cache<Element>& cache, const Tok
     int64_t rows = tokens.count;
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t id = tokens.ids[row], position = tokens.positions[row];
-        cache.token_ids[tokens.slots[row] * cache.positions + position] = id;
+        cache.token_ids[tokens.slots[row] * cache.longest + position] = id;
         add(model.wte + id * width, model.wpe + position * width, width, x + row * width);
     }
     add_norm<Element>(x, nullptr, model.first_norm, rows, width, model.epsilon, normed);
     for (int64_t layer = 0; layer < model.layers; ++layer) {
         const Block<Element>& block = model.blocks[layer];
         const bool is_last = layer + 1 == model.layers;
-        const int64_t start = layer * cache.slots * cache.positions * width;
+        const int64_t start = layer * cache.positions * width;
         linear(normed, block.attn_in, rows, width, 3 * width, fused);
-        attend(fused, cache.keys + start, cache.values + start, tokens.slots, tokens.positions, rows, model.heads,
-               width / model.heads, cache.positions, block.scale, mixed);
+        attend(fused, cache.keys + start, cache.values + start, cache.places, tokens.slots, tokens.positions, rows, model.heads,
+               width / model.heads, block.scale, mixed);
         if (is_last && wanted) {
             rows = num_wanted;
             for (int64_t row = 0; row < rows; ++row) {

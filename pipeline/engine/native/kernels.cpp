@@ -304,17 +304,19 @@ void draw(const Element* logits, const int64_t* token_ids, int64_t rows, int64_t
 extern "C" {
 
 // Keep the key and value of each of N tokens at its place in its slot, then attend from it to its slot up to there. `fused` (N,
-// 3HD) holds queries, keys and values; `keys`, `values` (slots, H, T, D); `slots`, `positions` (N,): tokens of one slot stand
-// together, in the order of their positions, which follow each other; `out` (N, HD).
-void attend_float32(const float* fused, float* keys, float* values, const int64_t* slots, const int64_t* positions,
-                    int64_t count, int64_t heads, int64_t size, int64_t num_positions, float scale, float* out) {
-    attend(fused, keys, values, slots, positions, count, heads, size, num_positions, scale, out);
+// 3HD) holds queries, keys and values; `keys`, `values` those of a slot, (H, T, D), where `starts` and `capacities`, (C,), say;
+// `slots`, `positions` (N,): tokens of one slot stand together, in the order of their positions, which follow each other; `out`
+// (N, HD).
+void attend_float32(const float* fused, float* keys, float* values, const int64_t* starts, const int64_t* capacities,
+                    const int64_t* slots, const int64_t* positions, int64_t count, int64_t heads, int64_t size, float scale,
+                    float* out) {
+    attend(fused, keys, values, {starts, capacities}, slots, positions, count, heads, size, scale, out);
 }
 
-void attend_bfloat16(const BFloat16* fused, BFloat16* keys, BFloat16* values, const int64_t* slots,
-                     const int64_t* positions, int64_t count, int64_t heads, int64_t size, int64_t num_positions,
-                     float scale, BFloat16* out) {
-    attend(fused, keys, values, slots, positions, count, heads, size, num_positions, scale, out);
+void attend_bfloat16(const BFloat16* fused, BFloat16* keys, BFloat16* values, const int64_t* starts,
+                     const int64_t* capacities, const int64_t* slots, const int64_t* positions, int64_t count, int64_t heads,
+                     int64_t size, float scale, BFloat16* out) {
+    attend(fused, keys, values, {starts, capacities}, slots, positions, count, heads, size, scale, out);
 }
 
 // Normalise each row of `x` (B, E) into `out`; `weight`, `bias` (E,). First add `update` (B, E) to it, in place, unless that is
