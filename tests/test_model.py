@@ -240,7 +240,8 @@ from pathlib import Path
 from pipeline.engine import keep_freed_memory, load_model
 
 def held():
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if "RssAnon" in line)
 
 keep_freed_memory()
 model = load_model(sys.argv[1], "bfloat16", "cpu")

@@ -271,8 +271,8 @@ def load_model(folder: str, dtype: str, device: str) -> GPT2:
 
 
 def _return_freed_memory() -> None:
-    """Give the system what loading has freed, if glibc allocates: a sixth of a GiB of copies for GPT-2. What it has just
-    got back it gives out again in no time, so that a first cache is ready sooner: 0.3 s of a first shard of 1.6.
+    """Give the system what loading has freed, if glibc allocates: a sixth of a GiB for GPT-2. What it has just got back
+    it gives out again in no time, so that a first cache is ready sooner: 0.3 s of a first shard of 1.6.
     """
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
