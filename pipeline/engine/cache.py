@@ -51,10 +51,15 @@ class LayerCache(NamedTuple):
                 kept[first_slot : first_slot + len(new), :, : new.shape[2]] = new
             return
         for row, length in enumerate(lengths):
-            start, room = int(self.starts[first_slot + row]), int(self.capacities[first_slot + row])
+            start, capacity = int(self.starts[first_slot + row]), int(self.capacities[first_slot + row])
             for kept, new in ((self.keys, keys), (self.values, values)):
-                slot = kept[start * self.heads : (start + room) * self.heads].view(self.heads, room, -1)
-                slot[:, :length] = new[row, :, :length]
+                _slot_of(kept, self.heads, start, capacity)[:, :length] = new[row, :, :length]
+
+
+def _slot_of(kept: Tensor, heads: int, start: int, capacity: int) -> Tensor:
+    """One slot's part of (..., P * H, D): (..., H, T, D)."""
+    part = kept.narrow(-2, start * heads, capacity * heads)
+    return part.view(*kept.shape[:-2], heads, capacity, kept.shape[-1])
 
 
 class SlotCache:
@@ -115,9 +120,8 @@ class SlotCache:
     def of_slot(self, slot: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one slot, (L, H, T, D) each."""
         start, capacity = int(self.starts[slot]), int(self.capacities[slot])
-        span = slice(start * self._heads, (start + capacity) * self._heads)
-        shape = (len(self.keys), self._heads, capacity, -1)
-        return self.keys[:, span].view(shape), self.values[:, span].view(shape)
+        keys, values = (_slot_of(kept, self._heads, start, capacity) for kept in (self.keys, self.values))
+        return keys, values
 
     def make_room(self, first_slot: int, needs: Sequence[int]) -> None:
         """Give the slots from `first_slot` on room for rows that need so many positions; those before stay."""

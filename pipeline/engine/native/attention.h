@@ -1,5 +1,5 @@
-// Attention of new tokens to what the cache holds of their slots. Shape letters: N tokens, C slots, H heads, D head size, T positions
-// of a slot, P of all.
+// Attention of new tokens to what the cache holds of their slots. Shape letters: N tokens, C slots, H heads, D head size,
+// T positions of a slot, P of all.
 
 #pragma once
 
@@ -173,7 +173,7 @@ void attend_tokens(const Element* fused, Element* keys, Element* values, const P
             const Element *own_keys = keys + start, *own_values = values + start;
             const int64_t next = head + 1 < heads ? start + area : places.starts[slots[following]] * width;
             const int64_t seen = (positions[end - 1] + 1) * d_size * sizeof(Element);
-            Fetch fetch(keys + next, values + next, seen);  // as much of the next head
+            Fetch fetch(keys + next, values + next, seen);  // as much of the next head, or slot
             for (int64_t token = first; token < end; ++token) {
                 const Element* query = fused + token * 3 * width + head * d_size;
                 const int64_t place = start + positions[token] * d_size;

@@ -88,8 +88,8 @@ void forward(const Model<Element>& model, const Cache<Element>& cache, const Tok
         const bool is_last = layer + 1 == model.layers;
         const int64_t start = layer * cache.positions * width;
         linear(normed, block.attn_in, rows, width, 3 * width, fused);
-        attend(fused, cache.keys + start, cache.values + start, cache.places, tokens.slots, tokens.positions, rows, model.heads,
-               width / model.heads, block.scale, mixed);
+        attend(fused, cache.keys + start, cache.values + start, cache.places, tokens.slots, tokens.positions, rows,
+               model.heads, width / model.heads, block.scale, mixed);
         if (is_last && wanted) {
             rows = num_wanted;
             for (int64_t row = 0; row < rows; ++row) {
