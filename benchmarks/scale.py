@@ -59,7 +59,7 @@ class NoopPool:
     def give(self, replica: int, work: Work) -> None:
         """Done at once."""
         part = Part(work.shard.key, work.shard.hi - work.shard.lo, "", {}, 0)
-        self.news += [Begun(replica, 1), Finished(replica, part)]
+        self.news += [Begun(replica, work, 1), Finished(replica, work, part)]
 
     def events(self, timeout_s: float) -> list[Event]:
         """All since the last call."""
@@ -157,7 +157,7 @@ def prepare_folder(source: Path, output: Path, shards: int) -> None:
     plan = make_plan(_job(source, output, 1))
     folder = _claim(output, plan)
     done = plan.shards[-((shards - 1) // PARTS_PER_FILE * PARTS_PER_FILE) :]
-    like = make_part(done[0], plan.setup(folder), plan.tokenizer, NoopEngine(), NO_ROWS)
+    like = make_part(done[0], Worker(plan.setup(folder), plan.tokenizer, NoopEngine()), NO_ROWS)
     tally = Tally(folder, plan.fingerprint)
     for shard in done:
         (output / shard.key).touch()

@@ -62,7 +62,7 @@ def _ranges(plan: Plan) -> Iterator[tuple[int, int]]:
 
 def _try(worker: Worker, lo: int, hi: int, clock: Callable[[], float]) -> Trial:
     start = clock()
-    part = make_part(Shard("trial", lo, hi), worker.setup, worker.tokenizer, worker.engine, NO_ROWS)
+    part = make_part(Shard("trial", lo, hi), worker, NO_ROWS)
     return Trial(hi - lo, clock() - start, part.generated_tokens, len(part.unpublished or b""))
 
 

@@ -16,18 +16,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import access
 from pipeline.config import RunConfig
 from pipeline.dispatch import Begun, Died, Dispatcher, Event, Finished, Started
 from pipeline.errors import BatchgenError, ClusterError, ConfigError
 from pipeline.job import OpenWorker
-from pipeline.ledger import Ledger, Work
+from pipeline.ledger import LEASES_PER_REPLICA, Ledger, Work
 from pipeline.lifeline import Lifeline, ask, check_listening, check_owner
 from pipeline.placement import Need, Node, check_room, check_shared, room
 from pipeline.records import RowError
@@ -53,18 +54,19 @@ IDLE_GPU = (
 
 
 class Replica:
-    """The actor: one worker in one process."""
+    """The actor: one worker in one process. With a GPU, Ray calls it from two threads, so that one shard is read and
+    tokenised or written while another is decoded; the engine has a thread for itself."""
 
     def __init__(self, open_worker: Callable[[], Worker], has_gpu: bool) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # as many as it has CPUs; Ray sees to it only where it is not set
         if not has_gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it alone where no GPU was asked for
-        self.open_worker, self.has_gpu = open_worker, has_gpu
+        self.has_gpu, self.metrics = has_gpu, ReplicaMetrics()
+        self.turns = ThreadPoolExecutor(1, "engine")
+        self.opening = self.turns.submit(self._open, open_worker)  # what goes wrong answers a call and is no death
 
-    @cached_property
-    def worker(self) -> Worker:
-        """Opened by the first call that needs it, so that what goes wrong is an answer to a call and not a death."""
-        worker = self.open_worker()
+    def _open(self, open_worker: Callable[[], Worker]) -> Worker:
+        worker = replace(open_worker(), turns=self.turns)
         gc.freeze()  # modules, tokenizer and model stay: no need to walk through them in search of garbage
         return worker
 
@@ -72,26 +74,30 @@ class Replica:
         """Answers once the process runs."""
 
     def begin(self) -> tuple[int, bool]:
-        """Answers when the replica comes to its next work: only then may that be what it dies of.
+        """Answers when the replica comes to work: only then may that be what it dies of.
 
         Returns:
             Most steps of an input row; whether a GPU was given in vain.
         """
-        return self.worker.steps_per_row, self.has_gpu and _cuda_is_unusable()
-
-    @cached_property
-    def metrics(self) -> ReplicaMetrics:
-        """Of this process."""
-        return ReplicaMetrics()
+        return self.opening.result().steps_per_row, self.has_gpu and _cuda_is_unusable()
 
     def do(self, work: Work) -> Part | None:
         """Do it."""
+        worker = self.opening.result()
         if work.is_trial:
-            self.worker.attempt(work.shard, work.poisoned)
+            worker.attempt(work.shard, work.poisoned)
             return None
-        part = self.worker(work.shard, work.poisoned)
+        part = worker(work.shard, work.poisoned)
         self.metrics.part(part)
         return part
+
+
+class Call(NamedTuple):
+    """One that is not answered yet: whose, for which work, and what the answer means."""
+
+    replica: int
+    work: Work | None
+    event: Callable[[Any], Event]
 
 
 @dataclass(slots=True)
@@ -103,7 +109,7 @@ class RayPool:
         room: replicas to have.
         check_ray: raises ClusterError if it was Ray that died, and all replicas with it.
         actors: by the number of the replica.
-        calls: not answered yet, in the order in which they were made: whose, and what the answer means.
+        calls: in the order in which they were made.
         shown: errors of the engine whose traceback is in the log.
         is_idle_shown: whether it is in the log that GPUs are of no use.
     """
@@ -112,7 +118,7 @@ class RayPool:
     room: Callable[[], int]
     check_ray: Callable[[], None]
     actors: dict[int, Any] = field(default_factory=dict)
-    calls: dict[Any, tuple[int, Callable[[Any], Event]]] = field(default_factory=dict)
+    calls: dict[Any, Call] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=count)
     shown: set[RowError] = field(default_factory=set)
     is_idle_shown: bool = False
@@ -121,14 +127,14 @@ class RayPool:
         """Begin to start a replica."""
         replica = next(self.numbers)
         self.actors[replica] = self.start_actor()
-        self.calls[self.actors[replica].ready.remote()] = replica, lambda _: Started(replica)
+        self.calls[self.actors[replica].ready.remote()] = Call(replica, None, lambda _: Started(replica))
         return replica
 
     def give(self, replica: int, work: Work) -> None:
-        """Two calls; an actor answers its calls one after another."""
+        """Two calls; a replica begins calls in this order."""
         actor = self.actors[replica]
-        self.calls[actor.begin.remote()] = replica, partial(self._begun, replica)
-        self.calls[actor.do.remote(work)] = replica, partial(Finished, replica)
+        self.calls[actor.begin.remote()] = Call(replica, None, partial(self._begun, replica, work))
+        self.calls[actor.do.remote(work)] = Call(replica, work, partial(Finished, replica, work))
 
     def events(self, timeout_s: float) -> Iterator[Event]:
         """Answers in the order of the calls, so that what a replica did counts before what became of it."""
@@ -137,30 +143,30 @@ class RayPool:
             return
         ray.wait(list(self.calls), num_returns=1, timeout=timeout_s)
         answered = set(ray.wait(list(self.calls), num_returns=len(self.calls), timeout=0)[0])
-        for call in [call for call in self.calls if call in answered]:
-            if call in self.calls:  # and not dropped with its replica meanwhile
-                yield self._event(call)
+        for reference in [reference for reference in self.calls if reference in answered]:
+            if reference in self.calls:  # and not dropped with its replica meanwhile
+                yield self._event(reference)
 
     def kill(self, replica: int) -> None:
         """End the process and forget its calls."""
         ray.kill(self.actors.pop(replica))
-        self.calls = {call: (whose, event) for call, (whose, event) in self.calls.items() if whose != replica}
+        self.calls = {reference: call for reference, call in self.calls.items() if call.replica != replica}
 
-    def _begun(self, replica: int, answer: tuple[int, bool]) -> Begun:
+    def _begun(self, replica: int, work: Work, answer: tuple[int, bool]) -> Begun:
         steps_per_row, gpu_is_idle = answer
         if gpu_is_idle and not self.is_idle_shown:
             self.is_idle_shown = True
             log.warning(IDLE_GPU)
-        return Begun(replica, steps_per_row)
+        return Begun(replica, work, steps_per_row)
 
-    def _event(self, call: Any) -> Event:
-        replica, event = self.calls.pop(call)
+    def _event(self, reference: Any) -> Event:
+        replica, work, event = self.calls.pop(reference)
         try:
-            return event(ray.get(call))
+            return event(ray.get(reference))
         except RayTaskError as error:
             if isinstance(error.cause, BatchgenError):
                 raise error.cause from error
-            died = Died(replica, cause_of(error), _words(error), is_certain=True)
+            died = Died(replica, cause_of(error), _words(error), work)
             self._show(died.cause, error)
         except RayError as error:  # a death, whatever Ray calls it
             check_owner(str(error))
@@ -282,6 +288,7 @@ def _actor_class(need: Need) -> Any:
     return ray.remote(Replica).options(
         num_cpus=1,
         num_gpus=need.gpus,
+        max_concurrency=LEASES_PER_REPLICA if need.gpus else 1,  # a CPU core only loses by it
         accelerator_type=need.accelerator_type,
         label_selector=dict(need.label_selector) or None,
         scheduling_strategy="SPREAD",

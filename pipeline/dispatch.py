@@ -39,16 +39,18 @@ class Started(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """A replica has come to the next work it was given; a row takes it so many decode steps at most."""
+    """A replica has come to work that it was given; a row takes it so many decode steps at most."""
 
     replica: int
+    work: Work
     steps_per_row: int
 
 
 class Finished(NamedTuple):
-    """A replica has done the oldest work it was given; a trial has no part."""
+    """A replica has done work that it was given; a trial has no part."""
 
     replica: int
+    work: Work
     part: Part | None
 
 
@@ -58,13 +60,13 @@ class Died(NamedTuple):
     Attributes:
         cause: what a row would be said to have died of.
         words: whoever noticed it, in their own.
-        is_certain: whether it was still at its current work; else a last answer may have been lost.
+        work: what it surely died of, if anybody knows.
     """
 
     replica: int
     cause: RowError
     words: str
-    is_certain: bool = False
+    work: Work | None = None
 
 
 Event = Started | Begun | Finished | Died
@@ -77,7 +79,7 @@ class Pool(Protocol):
         """Begin to start a replica."""
 
     def give(self, replica: int, work: Work) -> None:
-        """Have a replica do work, after what it was given before."""
+        """Have a replica do work; what it was given before goes first."""
 
     def events(self, timeout_s: float) -> Iterable[Event]:
         """All that happened since the last call, those of one replica in order; waits for the first one."""
@@ -244,12 +246,12 @@ class Dispatcher:
         match event:
             case Started():
                 member.is_running = True
-            case Begun(replica, steps_per_row):
-                self.ledger.begun(replica)
+            case Begun(replica, work, steps_per_row):
+                self.ledger.begun(replica, work)
                 self.watch.steps_per_row = steps_per_row
                 self.breaker.failed_starts, member.has_worked = 0, True
-            case Finished(replica):
-                work = self.ledger.finished(replica)
+            case Finished(replica, work):
+                self.ledger.finished(replica, work)
                 self.watch.learn(work, self.now - member.seen)
                 member.failures = 0 if work.num_rows else member.failures
             case Died():
@@ -261,7 +263,7 @@ class Dispatcher:
         if self.listener:
             self.listener.death(died.cause)
         member, current = self.members.pop(died.replica), self.ledger.current(died.replica)
-        self.ledger.died(died.replica, died.cause, died.is_certain)
+        self.ledger.died(died.replica, died.cause, died.work)
         self.graves.append(Grave(self.now + delay_s(member.failures + 1), member.failures + 1))
         if not member.has_worked:
             log.warning("a replica could not start: %s", died.words)
@@ -279,7 +281,7 @@ class Dispatcher:
             if self.now - self.members[replica].seen > allowed_s:
                 self.pool.kill(replica)
                 words = f"it gave no sign of life for {allowed_s:.0f} s and was ended."
-                self._bury(Died(replica, HUNG, words, is_certain=True))
+                self._bury(Died(replica, HUNG, words, work))
 
     def _drain(self) -> Iterator[Part]:
         """Let the work under way end within the grace period, begin nothing more, and stop.

@@ -1,8 +1,8 @@
 """The driver's book of a run: which shards are done, who holds which, which rows kill. It knows neither Ray nor time.
 
-A shard is leased to one replica at a time, at most two to a replica so that it never waits for the driver. What a dead
-replica held goes back to the front, and only what it was working on is charged with the death. Where that is not
-certain, for a last answer may die with a replica, nobody is charged, and each of the two is leased alone from then on.
+A shard is leased to one replica at a time, at most two to a replica: it reads one while it decodes the other. What a dead
+replica held goes back to the front, and only what it died of is charged with the death. Where that is not certain, for
+it may have been at both, nobody is charged, and each of the two is leased alone from then on.
 
 After two deaths on a shard its halves are tried apart, then theirs, results thrown away, until every row that kills is
 alone and has died three times. Then the whole shard is done once more with these rows as errors: its part depends on
@@ -58,7 +58,7 @@ class Work(NamedTuple):
 
 @dataclass(slots=True)
 class Lease:
-    """Work that a replica holds, and whether it has come to it."""
+    """Work that a replica holds, and whether it is known to have come to it."""
 
     work: Work
     is_begun: bool = False
@@ -136,33 +136,32 @@ class Ledger:
         """Whether work is held already, and that or the next must be alone."""
         return bool(held) and any(work.shard.key in self._suspects for work in (held[-1].work, self._queue()[0]))
 
-    def begun(self, replica: int) -> None:
-        """The replica has come to the next piece of work it holds."""
-        next(lease for lease in self.leases[replica] if not lease.is_begun).is_begun = True
+    def begun(self, replica: int, work: Work) -> None:
+        """The replica has come to this work, and may have done it since."""
+        for lease in self.leases[replica]:
+            lease.is_begun |= lease.work is work
 
     def current(self, replica: int) -> Work | None:
-        """What a replica came to last, as far as was heard."""
-        begun = [lease.work for lease in self.leases.get(replica, ()) if lease.is_begun]
-        return begun[-1] if begun else None
+        """The oldest work that a replica is at, as far as was heard: what others wait for."""
+        return next((lease.work for lease in self.leases.get(replica, ()) if lease.is_begun), None)
 
-    def finished(self, replica: int) -> Work:
-        """The replica has done the oldest work it holds; returns that."""
-        work = self.leases[replica].popleft().work
+    def finished(self, replica: int, work: Work) -> None:
+        """The replica has done this work."""
+        self.leases[replica] = deque(lease for lease in self.leases[replica] if lease.work is not work)
         self.progress += work.num_rows > 0
         if work.is_trial:
             self._settle(self._suspects[work.shard.key], work)
         else:
             self._suspects.pop(work.shard.key, None)
             self.num_left -= 1
-        return work
 
-    def died(self, replica: int, cause: RowError, is_certain: bool = False) -> Work | None:
+    def died(self, replica: int, cause: RowError, work: Work | None = None) -> Work | None:
         """A replica is gone; what it held goes back to the front.
 
         Args:
             replica: which.
             cause: what a row would be said to have died of.
-            is_certain: whether it was still at its current work.
+            work: what it surely died of, if somebody knows.
 
         Returns:
             The work that is charged with the death.
@@ -171,10 +170,10 @@ class Ledger:
             ClusterError: a shard kills replicas though none of its rows does.
         """
         current, held = self.current(replica), [lease.work for lease in self.leases.pop(replica, ())]
-        charged = current if held and (is_certain or current is held[-1]) else None
-        self._returned.extendleft(work for work in reversed(held) if work is not charged)
-        for work in held if current else ():
-            self._suspects.setdefault(work.shard.key, Suspect(work.shard, self.progress))
+        charged = work or (current if len(held) == 1 else None)
+        self._returned.extendleft(each for each in reversed(held) if each is not charged)
+        for each in held if current or work else ():
+            self._suspects.setdefault(each.shard.key, Suspect(each.shard, self.progress))
         if charged:
             self._judge(self._suspects[charged.shard.key], charged, cause)
         return charged

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
@@ -74,7 +75,8 @@ class Part:
 
     Attributes:
         sha256: of what is stored under the key; empty before.
-        engine_s: the part of these seconds spent in the engine.
+        seconds: without those in which another shard had the engine.
+        engine_s: the part of them spent in the engine.
         usage: of the engine by the shard.
         unpublished: the bytes, as long as nobody has stored them.
     """
@@ -168,13 +170,27 @@ def make_engine(setup: Setup, tokenizer: Tokenizer) -> Generates:
     )
 
 
+class Decoded(NamedTuple):
+    """What the engine made of a shard's requests, and what that took of it."""
+
+    responses: list[Response]
+    seconds: float
+    usage: Usage
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """What does shards in one process: the tokenizer and the engine, loaded."""
+    """What does shards in one process: the tokenizer and the engine, loaded.
+
+    Attributes:
+        turns: the one thread of the engine, where several shards may be under way: while one decodes, another is read
+            and tokenised, or written. None where they come one after another.
+    """
 
     setup: Setup
     tokenizer: Tokenizer
     engine: Generates
+    turns: Executor | None = None
 
     @property
     def steps_per_row(self) -> int:
@@ -183,11 +199,17 @@ class Worker:
 
     def __call__(self, shard: Shard, poisoned: Poisoned = NO_ROWS) -> Part:
         """Do a shard and publish its part."""
-        return process_shard(shard, self.setup, self.tokenizer, self.engine, poisoned)
+        return process_shard(shard, self, poisoned)
 
     def attempt(self, shard: Shard, poisoned: Poisoned) -> None:
         """Do everything but publish; `shard` may be a piece of one. Only surviving it counts."""
-        make_part(shard, self.setup, self.tokenizer, self.engine, poisoned)
+        make_part(shard, self, poisoned)
+
+    def decode(self, requests: Sequence[Request]) -> Decoded:
+        """Have the engine answer, once it is free."""
+        if self.turns is None:
+            return decoded(requests, self.engine)
+        return self.turns.submit(decoded, requests, self.engine).result()
 
 
 def open_worker(setup: Setup, engine_maker: EngineMaker = make_engine) -> Worker:
@@ -215,33 +237,44 @@ def steps_per_row(strategies: Iterable[Strategy], job: Job, num_positions: int) 
     )
 
 
-def process_shard(
-    shard: Shard, setup: Setup, tokenizer: Tokenizer, engine: Generates, poisoned: Poisoned = NO_ROWS
-) -> Part:
+def process_shard(shard: Shard, worker: Worker, poisoned: Poisoned = NO_ROWS) -> Part:
     """Make the part of a shard and publish it; where only the driver may publish, the bytes go to it."""
+    part = make_part(shard, worker, poisoned)
     start = time.perf_counter()
-    part = make_part(shard, setup, tokenizer, engine, poisoned)
-    data = part.unpublished or b""
-    done = published(part, setup.folder) if setup.folder.is_exclusive else replace(part, unpublished=bytes(data))
-    return replace(done, seconds=time.perf_counter() - start)
+    folder, data = worker.setup.folder, part.unpublished or b""
+    done = published(part, folder) if folder.is_exclusive else replace(part, unpublished=bytes(data))
+    return replace(done, seconds=part.seconds + time.perf_counter() - start)
 
 
-def make_part(shard: Shard, setup: Setup, tokenizer: Tokenizer, engine: Generates, poisoned: Poisoned) -> Part:
+def make_part(shard: Shard, worker: Worker, poisoned: Poisoned) -> Part:
     """Read, tokenise, generate, record, write: the part, with its bytes."""
+    start = time.perf_counter()
+    setup, tokenizer = worker.setup, worker.tokenizer
     rows = read(setup.dataset, shard.lo, shard.hi)
     pairs = make_pairs(rows, tokenizer, setup)
     prompts = make_prompts(rows, pairs, tokenizer, setup, poisoned)
     if setup.only is not None:
         pairs, prompts = wanted(pairs, prompts, rows.first_row * len(setup.strategies), setup.only)
-    start, before = time.perf_counter(), usage_of(engine)
-    responses = answer(pairs, prompts, engine)
-    engine_s, usage = time.perf_counter() - start, usage_of(engine) - before
+    asked = time.perf_counter()
+    generated = worker.decode(make_requests(pairs, prompts))
+    waited_s = time.perf_counter() - asked - generated.seconds
+    responses = every_response(prompts, generated.responses)
     table = build_table(output_rows(pairs, prompts, responses, rows, tokenizer), rows.kept)
     sums = part_sums(table)
     truncated = len({pair.position for pair, prompt in zip(pairs, prompts, strict=True) if prompt.is_truncated})
     facts = {"batchgen.sums": json.dumps(sums), "batchgen.truncated_prompts": str(truncated)}
     data = encode_part(table, setup.metadata | facts)
-    return Part(shard.key, table.num_rows, "", sums, truncated, engine_s=engine_s, usage=usage, unpublished=data)
+    return Part(
+        shard.key,
+        table.num_rows,
+        "",
+        sums,
+        truncated,
+        seconds=time.perf_counter() - start - waited_s,
+        engine_s=generated.seconds,
+        usage=generated.usage,
+        unpublished=data,
+    )
 
 
 def published(part: Part, folder: Folder) -> Part:
@@ -354,14 +387,30 @@ def wanted(
 
 def answer(pairs: Sequence[Pair], prompts: Sequence[Prompt], engine: Generates) -> list[Response]:
     """A response per pair: the engine's, or the error of a prompt that cannot be used."""
-    requests = [
+    return every_response(prompts, engine.generate(make_requests(pairs, prompts)))
+
+
+def make_requests(pairs: Sequence[Pair], prompts: Sequence[Prompt]) -> list[Request]:
+    """What the engine is asked for: nothing for prompts that cannot be used."""
+    return [
         Request(prompt.token_ids, pair.strategy, pair.seeds, prompt.target_token_ids)
         for pair, prompt in zip(pairs, prompts, strict=True)
         if not isinstance(prompt.token_ids, RowError)
     ]
-    generated = iter(engine.generate(requests))
+
+
+def decoded(requests: Sequence[Request], engine: Generates) -> Decoded:
+    """The engine's answers."""
+    start, before = time.perf_counter(), usage_of(engine)
+    responses = engine.generate(requests)
+    return Decoded(responses, time.perf_counter() - start, usage_of(engine) - before)
+
+
+def every_response(prompts: Sequence[Prompt], generated: Iterable[Response]) -> list[Response]:
+    """The engine's responses with the errors of the prompts that it was not given."""
+    of_engine = iter(generated)
     token_ids = [prompt.token_ids for prompt in prompts]
-    return [Response(ids) if isinstance(ids, RowError) else next(generated) for ids in token_ids]
+    return [Response(ids) if isinstance(ids, RowError) else next(of_engine) for ids in token_ids]
 
 
 def usage_of(engine: Generates) -> Usage:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -20,9 +21,10 @@ import ray
 import torch
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
 
-from pipeline import health, job
+from pipeline import health, job, shard
 from pipeline.cluster import IDLE_GPU, KILLED, NO_MEMORY, RayExecutor, RayPool, Replica, cause_of
 from pipeline.config import Job, RunConfig
+from pipeline.dataset import Dataset, Slice
 from pipeline.dispatch import Dispatcher
 from pipeline.errors import ClusterError, ConfigError, ModelError, StoppedError, StorageError
 from pipeline.ledger import Ledger
@@ -111,6 +113,41 @@ def test_shards_of_any_size_give_the_same_tokens(source: Path, tmp_path: Path) -
     assert tables[0].num_rows == 10 * len(PROMPTS)
 
 
+class WaitingEngine(EchoEngine):
+    """Answers for a shard only when the next one has been read, as long as there is one. It watches what reads, in a
+    process of its own."""
+
+    def __init__(self, num_shards: int) -> None:
+        self.num_shards, self.num_answered = num_shards, 0
+        self.first_rows, self.news = set[int](), threading.Condition()
+        read = shard.read
+
+        def watched(dataset: Dataset, lo: int, hi: int) -> Slice:
+            with self.news:
+                self.first_rows.add(lo)
+                self.news.notify()
+            return read(dataset, lo, hi)
+
+        shard.read = watched
+
+    def generate(self, requests: Sequence[Request]) -> list[Response]:
+        self.num_answered += 1
+        needed = min(self.num_answered + 1, self.num_shards)
+        with self.news:
+            assert self.news.wait_for(lambda: len(self.first_rows) >= needed, 60), "the next shard is not read"
+        return super().generate(requests)
+
+
+def waiting(num_shards: int, _setup: Setup, _tokenizer: Tokenizer) -> WaitingEngine:
+    return WaitingEngine(num_shards)
+
+
+def test_a_replica_with_a_gpu_reads_the_next_shard_while_it_decodes_one(source: Path, tmp_path: Path) -> None:
+    work = make_job(source, tmp_path / "out")
+    finished = job.run(work, on_ray(work, replicas=1, gpus_per_replica=1.0), engine_maker=partial(waiting, 7))
+    assert finished.manifest["totals"]["errors"] == 0
+
+
 class DyingEngine(EchoEngine):
     """Kills its process when it meets the prompt, unless the marker file says it did so often enough."""
 
@@ -130,10 +167,14 @@ def dying(marker: Path, deaths: int, _setup: Setup, tokenizer: Tokenizer) -> Dyi
     return DyingEngine(tuple(tokenizer.encode(["Today"])[0]), marker, deaths)
 
 
-def test_a_replica_killed_mid_shard_is_replaced_and_the_bytes_are_the_same(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gpus", [0.0, 1.0])
+def test_a_replica_killed_mid_shard_is_replaced_and_the_bytes_are_the_same(
+    source: Path, tmp_path: Path, gpus: float
+) -> None:
     run_echo(make_job(source, tmp_path / "undisturbed"))
     work = make_job(source, tmp_path / "out")
-    job.run(work, on_ray(work, replicas=2), engine_maker=partial(dying, tmp_path / "marker", 2))
+    executor = on_ray(work, replicas=2, gpus_per_replica=gpus)
+    job.run(work, executor, engine_maker=partial(dying, tmp_path / "marker", 2))
     assert (tmp_path / "marker").stat().st_size > 2
     assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "undisturbed")
 
@@ -197,13 +238,14 @@ def fragile(_setup: Setup, tokenizer: Tokenizer) -> FragileEngine:
     return FragileEngine(tokenizer)
 
 
+@pytest.mark.parametrize("gpus", [0.0, 1.0])
 def test_rows_that_kill_or_break_the_engine_become_error_rows_and_everything_else_is_kept(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, gpus: float
 ) -> None:
     prompts = ["The quiet fox", "Every bee", "Today", "kill me", "confuse me"]
     source = write_prompts(tmp_path / "prompts.parquet", prompts)
     work = make_job(source, tmp_path / "out", run={"shard_rows": 2})
-    finished = job.run(work, on_ray(work, replicas=2), engine_maker=fragile)
+    finished = job.run(work, on_ray(work, replicas=2, gpus_per_replica=gpus), engine_maker=fragile)
     engine_error = "the engine failed on this row: RuntimeError: shapes (3, 4) and (5,) do not agree"
     errors = {3: KILLED, 4: RowError("engine_error", engine_error)}
     rows = read_output(tmp_path / "out").to_pylist()

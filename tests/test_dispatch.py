@@ -95,13 +95,13 @@ class World:
             self.tried.append(process.at.shard)
             dies = self.deadly & set(process.at.rows)
             process.due = self.now + (0.5 if dies else self.seconds(process.at))
-            return Begun(replica, STEPS)
+            return Begun(replica, process.at, STEPS)
         if self.deadly & set(process.at.rows):
             del self.processes[replica]
             return Died(replica, CRASH, "it crashed.")
         work, process.at = process.at, None
         process.due = self.now if process.queue else NEVER
-        return Finished(replica, None if work.is_trial else part(work))
+        return Finished(replica, work, None if work.is_trial else part(work))
 
 
 def part(work: Work) -> Part:

@@ -33,7 +33,7 @@ from pipeline.config import InputConfig
 from pipeline.dataset import scan
 from pipeline.errors import InputError
 from pipeline.plan import make_plan
-from pipeline.shard import Setup, Shard, process_shard
+from pipeline.shard import Setup, Shard, Worker
 from pipeline.storage import LocalFolder
 from pipeline.tokenizer import Tokenizer
 from tests.flows import EchoEngine, make_job
@@ -62,7 +62,7 @@ def shards_done(path: Path, shards: Callable[[int], Iterable[tuple[int, int]]], 
     folder.prepare()
     for lo, hi in shards(dataset.num_rows):
         shard = Shard(f"data/part-{lo:09d}.parquet", lo, hi)
-        process_shard(shard, replace(setup, dataset=dataset, folder=folder), tokenizer, EchoEngine())
+        Worker(replace(setup, dataset=dataset, folder=folder), tokenizer, EchoEngine())(shard)
     tables = [pq.read_table(part).replace_schema_metadata(None) for part in sorted((folder.root / "data").iterdir())]
     return pa.concat_tables(tables)
 

@@ -39,12 +39,13 @@ def drive(ledger: Ledger, kills: Callable[[Work], object], num_replicas: int = 1
         ledger.lease(range(num_replicas), 0)
         for replica in range(num_replicas):
             if ledger.leases[replica]:
-                ledger.begun(replica)
                 work = ledger.leases[replica][0].work
+                ledger.begun(replica, work)
                 if kills(work):
                     charged += [dead] if (dead := ledger.died(replica, CRASH)) else []
-                elif not ledger.finished(replica).is_trial:
-                    assert done.setdefault(work.shard.key, work) is work, "done twice"
+                    continue
+                ledger.finished(replica, work)
+                assert work.is_trial or done.setdefault(work.shard.key, work) is work, "done twice"
     return done, charged
 
 
@@ -53,20 +54,30 @@ def rows_of(guilty: set[int]) -> Callable[[Work], object]:
     return lambda work: guilty & set(work.rows)
 
 
+def held(ledger: Ledger, replica: int) -> list[Work]:
+    return [lease.work for lease in ledger.leases[replica]]
+
+
+def finish(ledger: Ledger, replica: int, index: int = 0) -> Shard:
+    """A replica comes to work that it holds and does it."""
+    work = held(ledger, replica)[index]
+    ledger.begun(replica, work)
+    ledger.finished(replica, work)
+    return work.shard
+
+
 def test_every_replica_gets_one_shard_before_any_gets_a_second_and_none_gets_a_third() -> None:
     ledger = Ledger(shards(9, rows=1))
     assert ranges(ledger.lease([7, 8], 0)) == [(7, 0, 1), (8, 1, 2), (7, 2, 3), (8, 3, 4)]
     assert ledger.lease([7, 8], 0) == []
-    ledger.begun(8)
-    ledger.finished(8)
+    finish(ledger, 8)
     assert ranges(ledger.lease([7, 8], 0)) == [(8, 4, 5)]
 
 
 def test_the_last_shards_wait_for_whoever_is_free_first_and_behind_nobody() -> None:
     ledger = Ledger(shards(6, rows=1))
     assert ranges(ledger.lease([0, 1, 2, 3], 0)) == [(0, 0, 1), (1, 1, 2), (2, 2, 3), (3, 3, 4)]
-    ledger.begun(2)
-    ledger.finished(2)
+    finish(ledger, 2)
     assert ranges(ledger.lease([0, 1, 2, 3], 0)) == [(2, 4, 5)]
 
 
@@ -76,38 +87,52 @@ def test_second_shards_are_left_for_replicas_that_still_start() -> None:
     assert ranges(ledger.lease([0], 1)) == [(0, 1, 2)]
 
 
+def test_a_shard_may_be_done_before_an_older_one_and_before_it_is_heard_to_have_been_begun() -> None:
+    ledger = Ledger(shards(3))
+    ledger.lease([0], 0)
+    older, newer = held(ledger, 0)
+    ledger.begun(0, older)
+    ledger.finished(0, newer)
+    ledger.begun(0, newer)
+    assert ledger.current(0) is older
+    assert ranges(ledger.lease([0], 0)) == [(0, 16, 24)]
+
+
 def test_what_a_dead_replica_held_goes_to_the_front_in_order_and_only_what_it_was_at_is_charged() -> None:
-    ledger = Ledger(shards(6, rows=2))
-    ledger.lease([0, 1], 0)  # 0 holds shards 0 and 2, 1 holds 1 and 3
-    for _ in range(2):
-        ledger.begun(0)
-    charged = ledger.died(0, CRASH)  # it came to shard 2, so it had ended shard 0, though nobody heard of that
-    assert charged is not None
-    assert charged.shard == shards(6, rows=2)[2]
-    assert [ledger.deaths(Work(shard)) for shard in shards(4, rows=2)] == [0, 0, 1, 0]
-    assert ranges(ledger.lease([1, 2], 0)) == [(2, 4, 6)]
-    assert ranges(ledger.lease([1, 3], 0)) == [(3, 0, 2)]
+    ledger = Ledger(shards(3, rows=2))
+    ledger.lease([0, 1], 0)  # 0 holds shard 0, 1 holds shard 1; shard 2 waits for whoever is free first
+    ledger.begun(1, held(ledger, 1)[0])
+    assert ledger.died(1, CRASH) == Work(shards(3, rows=2)[1])
+    assert ledger.died(0, CRASH) is None
+    assert [ledger.deaths(Work(shard)) for shard in shards(3, rows=2)] == [0, 1, 0]
+    assert ranges(ledger.lease([2, 3, 4], 0)) == [(2, 0, 2), (3, 2, 4), (4, 4, 6)]
 
 
-def test_a_death_between_two_shards_charges_nobody_and_both_are_then_leased_alone() -> None:
+@pytest.mark.parametrize("num_begun", [1, 2])
+def test_a_death_at_one_of_two_shards_charges_nobody_and_both_are_then_leased_alone(num_begun: int) -> None:
+    """Of what was not heard to have begun, it may have been at it all the same."""
     ledger = Ledger(shards(4))
     ledger.lease([0], 0)
-    ledger.begun(0)
-    assert ledger.died(0, CRASH) is None  # shard 0 may have ended, and its answer been lost
-    for key, lo in (("data/part-00000.parquet", 0), ("data/part-00001.parquet", 8)):
-        assert ranges(ledger.lease([1], 0)) == [(1, lo, lo + 8)]
-        ledger.begun(1)
-        assert ledger.finished(1).shard.key == key
+    for work in held(ledger, 0)[:num_begun]:
+        ledger.begun(0, work)
+    assert ledger.died(0, CRASH) is None
+    for shard in shards(2):
+        assert ranges(ledger.lease([1], 0)) == [(1, shard.lo, shard.hi)]
+        assert finish(ledger, 1) == shard
     assert ranges(ledger.lease([1], 0)) == [(1, 16, 24), (1, 24, 32)]
 
 
-def test_a_replica_that_surely_was_at_its_work_is_charged_in_spite_of_what_was_queued() -> None:
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("num_begun", [0, 1, 2])
+def test_what_a_replica_surely_died_of_is_charged_and_the_other_is_leased_alone(index: int, num_begun: int) -> None:
     ledger = Ledger(shards(4))
     ledger.lease([0], 0)
-    ledger.begun(0)
-    charged = ledger.died(0, CRASH, is_certain=True)
-    assert charged is not None
-    assert charged.shard == shards(1)[0]
+    works = held(ledger, 0)
+    for work in works[:num_begun]:
+        ledger.begun(0, work)
+    assert ledger.died(0, CRASH, works[index]) is works[index]
+    assert [ledger.deaths(work) for work in works] == [int(work is works[index]) for work in works]
+    assert len(ledger.lease([1], 0)) == 1
 
 
 def test_a_replica_that_dies_before_it_came_to_any_work_charges_nobody() -> None:
@@ -168,12 +193,11 @@ def test_a_verdict_is_progress_only_if_other_work_survived_since_the_first_death
 
 @dataclass
 class Replica:
-    """A process as it is: what it was given, where it is, and what it said that the driver has not heard."""
+    """A process as it is: what it was given, what it is at, and what it said that the driver has not heard."""
 
     given: deque[Work] = field(default_factory=deque)
-    at: Work | None = None
-    unheard: deque[str] = field(default_factory=deque)
-    come_to: list[Work] = field(default_factory=list)
+    at: list[Work] = field(default_factory=list)
+    unheard: deque[tuple[str, Work | None]] = field(default_factory=deque)
     is_dead: bool = False
 
 
@@ -208,36 +232,39 @@ class Interleavings(RuleBasedStateMachine):
         """A replica does its next steps, whether the driver looks or not."""
         replica = data.draw(st.sampled_from([*self.replicas.values(), *self.zombies]))
         for _ in range(steps):
-            self.advance(replica, num_lost)
+            self.advance(replica, num_lost, data.draw(st.integers(0, 2)))
 
-    def advance(self, replica: Replica, num_lost: int) -> None:
+    def advance(self, replica: Replica, num_lost: int, which: int = 0) -> None:
+        """It comes to the next work, if there is any and `which` is beyond what it is at, else it ends that."""
         if replica.is_dead:
             return
-        if replica.at is None:
-            if replica.given:
-                replica.at = replica.given.popleft()
-                replica.come_to.append(replica.at)
-                replica.unheard.append("begun")
-        elif self.guilty & set(replica.at.rows):
+        if replica.given and which >= len(replica.at):
+            replica.at.append(replica.given.popleft())
+            replica.unheard.append(("begun", replica.at[-1]))
+            return
+        work = replica.at[min(which, len(replica.at) - 1)] if replica.at else None
+        if work is None:
+            return
+        if self.guilty & set(work.rows):
             self.die(replica, num_lost)
-        else:
-            if not replica.at.is_trial:  # whoever publishes second changes nothing
-                self.published.setdefault(replica.at.shard.key, frozenset(replica.at.poisoned))
-            replica.at = None
-            replica.unheard.append("finished")
+            return
+        if not work.is_trial:  # whoever publishes second changes nothing
+            self.published.setdefault(work.shard.key, frozenset(work.poisoned))
+        replica.at.remove(work)
+        replica.unheard.append(("finished", work))
 
     def die(self, replica: Replica, num_lost: int) -> None:
         for _ in range(min(num_lost, len(replica.unheard))):
             replica.unheard.pop()
         replica.is_dead = True
-        replica.unheard.append("died")
+        replica.unheard.append(("died", None))
 
     @rule(data=st.data(), steps=st.integers(0, 4), num_lost=st.integers(0, 3))
     def kill(self, data: st.DataObject, steps: int, num_lost: int) -> None:
         """From outside, at any moment."""
         replica = data.draw(st.sampled_from(list(self.replicas.values())))
         for _ in range(steps):
-            self.advance(replica, num_lost)
+            self.advance(replica, num_lost, data.draw(st.integers(0, 2)))
         if not replica.is_dead:
             self.die(replica, num_lost)
 
@@ -251,16 +278,16 @@ class Interleavings(RuleBasedStateMachine):
 
     def take_in(self, number: int) -> None:
         match self.replicas[number].unheard.popleft():
-            case "begun":
-                self.ledger.begun(number)
-            case "finished":
-                work = self.ledger.finished(number)
+            case "begun", work:
+                self.ledger.begun(number, work)
+            case "finished", work:
+                self.ledger.finished(number, work)
                 if not work.is_trial:
                     assert work.shard.key not in self.counted, "one part counted twice"
                     assert work.shard.key in self.published
                     self.counted.append(work.shard.key)
-            case "died":
-                self.bury(number, is_certain=False)
+            case "died", _:
+                self.bury(number)
 
     @precondition(lambda self: any(replica.at and not replica.unheard for replica in self.replicas.values()))
     @rule(data=st.data())
@@ -270,19 +297,19 @@ class Interleavings(RuleBasedStateMachine):
         if slow:
             number = data.draw(st.sampled_from(slow))
             self.zombies.append(self.replicas[number])
-            self.bury(number, is_certain=True)
+            self.bury(number, self.ledger.current(number))
             self.lease()
 
-    def bury(self, number: int, is_certain: bool) -> None:
+    def bury(self, number: int, surely: Work | None = None) -> None:
         replica = self.replicas.pop(number)
         try:
-            charged = self.ledger.died(number, CRASH, is_certain)
+            charged = self.ledger.died(number, CRASH, surely)
         except ClusterError:
             self.start_driver()
             return
+        assert surely is None or charged is surely
         if charged is not None:
-            assert any(charged is work for work in replica.come_to), "a queued shard was charged"
-            assert charged is (replica.at or replica.come_to[-1]), "charged for what another did"
+            assert not replica.is_dead or replica.at == [charged] or not replica.at, "charged for what another did"
             if len(charged.rows) == 1:
                 self.deaths_alone[charged.rows[0]] += 1
 

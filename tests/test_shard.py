@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import shard
 from pipeline.plan import make_plan
 from pipeline.records import Request, Response, RowError
 from pipeline.shard import NO_ROWS, Setup, Shard, Worker, open_worker
@@ -102,3 +108,69 @@ def test_an_attempt_generates_and_publishes_nothing(worker: Worker, tmp_path: Pa
 
 def test_the_steps_of_a_row_are_those_of_all_strategies_and_samples(worker: Worker) -> None:
     assert worker.steps_per_row == 4 + 2 * 4
+
+
+def test_one_shard_is_read_while_another_is_decoded_and_written_while_the_next_one_is(
+    worker: Worker, tmp_path: Path
+) -> None:
+    """Each waits for the other: if they came one after another, this would not end well."""
+    first, second = Shard("data/first.parquet", 5, 7), Shard("data/second.parquet", 8, 10)
+    is_read, is_decoded = threading.Event(), threading.Event()
+    threads = set()
+
+    class Tokens:
+        def encode(self, texts: Sequence[str]) -> list[list[int]]:
+            if "Today" in texts:
+                is_read.set()
+            return worker.tokenizer.encode(texts)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(worker.tokenizer, name)
+
+    class Engine(EchoEngine):
+        def generate(self, requests: Sequence[Request]) -> list[Response]:
+            threads.add(threading.get_ident())
+            assert is_read.wait(60)
+            if requests[0].prompt_token_ids == today:
+                is_decoded.set()
+            return super().generate(requests)
+
+    class SlowFolder(LocalFolder):
+        def publish(self, key: str, data: bytes | memoryview) -> str:
+            assert key != first.key or is_decoded.wait(60)
+            return super().publish(key, data)
+
+    today = tuple(worker.tokenizer.encode(["Today"])[0])
+    alone = [worker(each) for each in (first._replace(key="data/1.parquet"), second._replace(key="data/2.parquet"))]
+    setup = replace(worker.setup, folder=SlowFolder(tmp_path / "out"))
+    with ThreadPoolExecutor(1) as turns, ThreadPoolExecutor(2) as calls:
+        parts = list(calls.map(Worker(setup, Tokens(), Engine(), turns), [first, second]))
+    assert is_read.is_set()
+    assert is_decoded.is_set()
+    assert len(threads) == 1  # the engine's memory belongs to a thread
+    assert [part.sha256 for part in parts] == [part.sha256 for part in alone]
+    assert [part.usage for part in parts] == [part.usage for part in alone]
+
+
+def test_the_seconds_of_a_shard_are_not_those_in_which_it_waits_for_the_engine(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count()
+
+    class LateTurn(Executor):
+        """The engine is free a hundred looks at the clock later."""
+
+        def submit(self, call: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+            for _ in range(100):
+                next(clock)
+            answer: Future[Any] = Future()
+            answer.set_result(call(*arguments, **named))
+            return answer
+
+    monkeypatch.setattr(shard.time, "perf_counter", lambda: next(clock))
+    at_once, late = (
+        replace(worker, turns=turns)(Shard(f"data/{name}.parquet", 5, 10))
+        for name, turns in (("now", None), ("late", LateTurn()))
+    )
+    assert at_once.engine_s == late.engine_s == 1
+    assert at_once.seconds == late.seconds
