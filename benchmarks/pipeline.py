@@ -2,11 +2,12 @@
 
     python -m benchmarks.pipeline [--dtype bfloat16] [--pairs 5] [--quick]
 
-2,048 prompts of about 64 characters in one Parquet file, 16 new tokens each, greedy, the 10 best alternatives recorded,
-shards of 128 rows. The pipeline's time is from the start of the first shard to the report of the last part, without the
-seconds that Ray and the models take to start; the engine gets the same prompts as token ids, all at once, in processes
-as new as the replicas. `in_engine` is what the replicas' clocks say: of the time of all replicas, the share that passed
-in the engine's `generate`. The rest is reading, tokenising, writing, and waiting for shards or for the last replica.
+4,096 prompts of about 64 characters in one Parquet file, 16 new tokens each, greedy, the 10 best alternatives recorded,
+in shards of as many rows as a job has that names no number. The pipeline's time is from the start of the first shard to
+the report of the last part, without the seconds that Ray and the models take to start; the engine gets the same prompts
+as token ids, all at once, in processes as new as the replicas. `in_engine` is what the replicas' clocks say: of the time
+of all replicas, the share that passed in the engine's `generate`. The rest is reading, tokenising, writing, and waiting
+for shards or for the last replica.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
@@ -47,7 +48,7 @@ class Shape:
     size: Size
     rows: int
     new_tokens: int
-    shard_rows: int
+    shard_rows: int | Literal["auto"]
     replicas: tuple[int, ...]
 
 
@@ -55,7 +56,7 @@ def shape(quick: bool) -> Shape:
     """In earnest, or tiny and without Ray."""
     if quick:
         return Shape(TINY, rows=8, new_tokens=2, shard_rows=4, replicas=(1,))
-    return Shape(GPT2_124M, rows=2048, new_tokens=16, shard_rows=128, replicas=(1, len(os.sched_getaffinity(0))))
+    return Shape(GPT2_124M, rows=4096, new_tokens=16, shard_rows="auto", replicas=(1, len(os.sched_getaffinity(0))))
 
 
 def make_job(what: Shape, dtype: str, replicas: int, source: Path, output: Path) -> Job:
