@@ -3,11 +3,11 @@
     python -m benchmarks.pipeline [--dtype bfloat16] [--pairs 5] [--quick]
 
 4,096 prompts of about 64 characters in one Parquet file, 16 new tokens each, greedy, the 10 best alternatives recorded,
-in shards of as many rows as a job has that names no number. The pipeline's time is from the start of the first shard to
-the report of the last part, without the seconds that Ray and the models take to start; the engine gets the same prompts
-as token ids, all at once, in processes as new as the replicas. `in_engine` is what the replicas' clocks say: of the time
-of all replicas, the share that passed in the engine's `generate`. The rest is reading, tokenising, writing, and waiting
-for shards or for the last replica.
+in shards of as many rows as a job has that names no number. The pipeline's time is from the start of the first shard
+to the report of the last part, without the seconds that Ray and the models take to start; the engine gets the same
+prompts as token ids, all at once, in processes as new as the replicas. `in_engine` is what the replicas' clocks say: of
+the time of all replicas, the share that passed in the engine's `generate`. The rest is reading, tokenising, writing, and
+waiting for shards or for the last replica.
 """
 
 from __future__ import annotations

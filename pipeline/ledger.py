@@ -1,8 +1,8 @@
 """The driver's book of a run: which shards are done, who holds which, which rows kill. It knows neither Ray nor time.
 
 A shard is leased to one replica at a time, at most two to a replica so that it never waits for the driver. What a dead
-replica held goes back to the front, and only what it surely died of is charged with the death. Where it may have been at
-either, nobody is charged, and each of the two is leased alone from then on.
+replica held goes back to the front, and only what it surely died of is charged with the death. Where it may have been
+at either, nobody is charged, and each of the two is leased alone from then on.
 
 After two deaths on a shard its halves are tried apart, then theirs, results thrown away, until every row that kills is
 alone and has died three times. Then the whole shard is done once more with these rows as errors: its part depends on

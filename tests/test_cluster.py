@@ -259,8 +259,8 @@ def test_rows_that_kill_or_break_the_engine_become_error_rows_and_everything_els
     plan = make_plan(work)  # the bytes do not tell how the rows were found
     told = LocalFolder(tmp_path / "told")
     told.prepare()
-    for shard in plan.shards:
-        open_worker(plan.setup(told), echo)(shard, errors)
+    for each in plan.shards:
+        open_worker(plan.setup(told), echo)(each, errors)
     assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "told")
 
 
