@@ -6,8 +6,8 @@
 in shards of as many rows as a job has that names no number. The pipeline's time is from the start of the first shard
 to the report of the last part, without the seconds that Ray and the models take to start; the engine gets the same
 prompts as token ids, all at once, in processes as new as the replicas. `in_engine` is what the replicas' clocks say: of
-the time of all replicas, the share that passed in the engine's `generate`. The rest is reading, tokenising, writing, and
-waiting for shards or for the last replica.
+the time of all replicas, the share that passed in the engine's `generate`. The rest is reading, tokenising, writing,
+and waiting for shards or for the last replica.
 """
 
 from __future__ import annotations
