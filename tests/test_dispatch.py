@@ -24,11 +24,12 @@ STEPS = 10  # per row
 
 @dataclass
 class Process:
-    """A simulated replica: what it was given, and when what will happen."""
+    """A simulated replica: what it was given, what it is at, when the oldest of that ends, and when what will happen."""
 
     place: int
     queue: deque[Work] = field(default_factory=deque)
-    at: Work | None = None
+    at: deque[Work] = field(default_factory=deque)
+    ends: float = 0.0
     due: float = 0.0
     is_running: bool = False
 
@@ -42,12 +43,14 @@ class World:
         deadly: rows that kill whoever generates for them, half a second into it.
         starts: seconds until the n-th replica runs, NEVER for one that waits for a place; its death if negative.
         places: room in the cluster, as a function of the time.
+        at_a_time: shards that a replica is at; the second waits for the first.
     """
 
     seconds: Callable[[Work], float] = lambda work: 1.0
     deadly: frozenset[int] = frozenset()
     starts: Callable[[int], float] = lambda replica: 2.0
     places: Callable[[float], int] = lambda now: 1
+    at_a_time: int = 1
     now: float = 1000.0
     processes: dict[int, Process] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=count)
@@ -70,8 +73,12 @@ class World:
     def give(self, replica: int, work: Work) -> None:
         process = self.processes[replica]
         process.queue.append(work)
-        if process.at is None:
-            process.due = self.now
+        process.due = self.next_due(process)
+
+    def next_due(self, process: Process) -> float:
+        if process.queue and len(process.at) < self.at_a_time:
+            return self.now
+        return process.ends if process.at else NEVER
 
     def clock(self) -> float:
         return self.now
@@ -90,18 +97,23 @@ class World:
                 return Died(replica, CRASH, "No module named `pipeline`.")
             process.is_running, process.due = True, NEVER
             return Started(replica)
-        if process.at is None:
-            process.at = process.queue.popleft()
-            self.tried.append(process.at.shard)
-            dies = self.deadly & set(process.at.rows)
-            process.due = self.now + (0.5 if dies else self.seconds(process.at))
-            return Begun(replica, process.at, STEPS)
-        if self.deadly & set(process.at.rows):
+        if process.queue and len(process.at) < self.at_a_time:
+            process.at.append(process.queue.popleft())
+            self.tried.append(process.at[-1].shard)
+            self.go_on(process, is_new=len(process.at) == 1)
+            return Begun(replica, process.at[-1], STEPS)
+        work = process.at.popleft()
+        if self.deadly & set(work.rows):
             del self.processes[replica]
             return Died(replica, CRASH, "it crashed.")
-        work, process.at = process.at, None
-        process.due = self.now if process.queue else NEVER
+        self.go_on(process, is_new=bool(process.at))
         return Finished(replica, work, None if work.is_trial else part(work))
+
+    def go_on(self, process: Process, is_new: bool) -> None:
+        if is_new:
+            work = process.at[0]
+            process.ends = self.now + (0.5 if self.deadly & set(work.rows) else self.seconds(work))
+        process.due = self.next_due(process)
 
 
 def part(work: Work) -> Part:
@@ -123,8 +135,9 @@ def starts(world: World) -> list[float]:
     return [moment - 1000.0 for moment, what, _ in world.log if what == "start"]
 
 
-def test_all_shards_are_done_by_as_many_replicas_as_there_is_room_for() -> None:
-    world = World(places=lambda now: 3)
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_all_shards_are_done_by_as_many_replicas_as_there_is_room_for(at_a_time: int) -> None:
+    world = World(places=lambda now: 3, at_a_time=at_a_time)
     assert set(run(world, shards(30))) == {shard.key for shard in shards(30)}
     assert len(world.processes) == 3
     assert world.now == pytest.approx(1000 + 2 + 10)
@@ -142,8 +155,9 @@ def test_a_cluster_that_grows_is_used_and_one_that_shrinks_and_grows_again_is_to
     assert [int(moment) for moment in starts(world)] == [0, 25, 25]  # it looks every five seconds
 
 
-def test_rows_that_kill_become_errors_and_cost_nobody_else_anything() -> None:
-    world = World(deadly=frozenset({3, 17}), places=lambda now: 2)
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_rows_that_kill_become_errors_and_cost_nobody_else_anything(at_a_time: int) -> None:
+    world = World(deadly=frozenset({3, 17}), places=lambda now: 2, at_a_time=at_a_time)
     assert run(world, shards(4)) == {
         "data/part-00000.parquet": "3",
         "data/part-00001.parquet": "",
@@ -235,9 +249,10 @@ def test_a_replica_that_hangs_is_ended_and_only_its_shard_is_charged() -> None:
     assert Counter(shard.lo for shard in world.tried if shard.key != "data/part-00000.parquet") == {8: 1, 16: 1}
 
 
-def test_a_hanging_row_is_said_to_be_one() -> None:
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_a_hanging_row_is_said_to_be_one(at_a_time: int) -> None:
     ledger = Ledger(shards(2))
-    world = World(seconds=hangs_on(3))
+    world = World(seconds=hangs_on(3), at_a_time=at_a_time)
     poisoned: list[dict[int, RowError]] = []
     world.give = lambda replica, work: (poisoned.append(dict(work.poisoned)), World.give(world, replica, work))
     list(Dispatcher(ledger, world, 10.0, clock=world.clock).run())
@@ -287,8 +302,10 @@ def test_time_that_the_driver_spends_on_a_part_is_not_taken_for_a_replica_that_h
     assert [what for _, what, _ in world.log] == ["start", "start"]
 
 
-def test_told_to_stop_it_finishes_what_is_under_way_and_begins_nothing() -> None:
-    world = World(places=lambda now: 2, seconds=lambda work: 3.0)
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_told_to_stop_it_finishes_what_is_under_way_and_begins_nothing(at_a_time: int) -> None:
+    """Of two shards that a replica is at, the older one is."""
+    world = World(places=lambda now: 2, seconds=lambda work: 3.0, at_a_time=at_a_time)
     work = dispatcher(world, shards(20), is_stopping=lambda: world.now >= 1003)
     parts = []
     with pytest.raises(StoppedError) as caught:
