@@ -24,7 +24,7 @@ STEPS = 10  # per row
 
 @dataclass
 class Process:
-    """A simulated replica: what it was given, what it is at, when the oldest of that ends, and when what will happen."""
+    """A simulated replica: what it was given, what it is at, when the oldest of that ends, and when what happens."""
 
     place: int
     queue: deque[Work] = field(default_factory=deque)
