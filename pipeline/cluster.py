@@ -131,7 +131,7 @@ class RayPool:
         return replica
 
     def give(self, replica: int, work: Work) -> None:
-        """Two calls; a replica begins calls in this order."""
+        """Two calls; where a replica is at two works, their answers come in any order."""
         actor = self.actors[replica]
         self.calls[actor.begin.remote()] = Call(replica, None, partial(self._begun, replica, work))
         self.calls[actor.do.remote(work)] = Call(replica, work, partial(Finished, replica, work))

@@ -58,9 +58,9 @@ def held(ledger: Ledger, replica: int) -> list[Work]:
     return [lease.work for lease in ledger.leases[replica]]
 
 
-def finish(ledger: Ledger, replica: int, index: int = 0) -> Shard:
-    """A replica comes to work that it holds and does it."""
-    work = held(ledger, replica)[index]
+def finish(ledger: Ledger, replica: int) -> Shard:
+    """A replica comes to the oldest work that it holds and does it."""
+    work = held(ledger, replica)[0]
     ledger.begun(replica, work)
     ledger.finished(replica, work)
     return work.shard
@@ -198,6 +198,7 @@ class Replica:
     given: deque[Work] = field(default_factory=deque)
     at: list[Work] = field(default_factory=list)
     unheard: deque[tuple[str, Work | None]] = field(default_factory=deque)
+    come_to: list[Work] = field(default_factory=list)
     is_dead: bool = False
 
 
@@ -240,6 +241,7 @@ class Interleavings(RuleBasedStateMachine):
             return
         if replica.given and which >= len(replica.at):
             replica.at.append(replica.given.popleft())
+            replica.come_to.append(replica.at[-1])
             replica.unheard.append(("begun", replica.at[-1]))
             return
         work = replica.at[min(which, len(replica.at) - 1)] if replica.at else None
@@ -309,7 +311,9 @@ class Interleavings(RuleBasedStateMachine):
             return
         assert surely is None or charged is surely
         if charged is not None:
-            assert not replica.is_dead or replica.at == [charged] or not replica.at, "charged for what another did"
+            assert any(charged is work for work in replica.come_to), "a queued shard was charged"
+            assert any(charged is work for work in replica.at or replica.come_to[-1:]), "charged for what another did"
+            assert surely or len(replica.at) < 2, "charged though it was at two"
             if len(charged.rows) == 1:
                 self.deaths_alone[charged.rows[0]] += 1
 
