@@ -430,6 +430,16 @@ def test_raw_and_sampling_logprobs_differ_by_what_the_strategy_did() -> None:
         assert done.token_ranks.tolist() == [1 if token == 1 else 2]
 
 
+@pytest.mark.parametrize("steps_per_sync", [1, 4])
+def test_a_draw_from_the_raw_distribution_has_one_logprob_to_the_last_digit(steps_per_sync: int) -> None:
+    engine = engine_for(random_model(), steps_per_sync=steps_per_sync)
+    for temperature, is_raw in ((1.0, True), (0.9, False)):
+        done = only(engine, (1, 2, 3), sampling(max_new_tokens=20, temperature=temperature, ignore_eos=True))
+        assert done.sampling_logprobs is not None
+        assert len(done.token_logprobs) == 20
+        assert (done.sampling_logprobs == done.token_logprobs).all() == is_raw
+
+
 def test_beam_scores_are_processed_and_token_logprobs_raw() -> None:
     table = torch.tensor([[0.125, 0.5, 0.25, 0.125]] * 4).log()
     strategy = beams(max_new_tokens=2, bad_words_ids=((1,),), repetition_penalty=2.0, length_penalty=1.0)

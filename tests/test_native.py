@@ -161,12 +161,47 @@ def test_draws_are_those_of_plain_torch(
 def test_rows_that_are_not_contiguous_are_copied_for_as_long_as_the_kernel_reads_them() -> None:
     """The copy was freed before the kernel ran, and its first row was something else by then."""
     assert KERNELS is not None
-    scores = random_scores(1, 1000, 0).expand(20_000, -1)
+    scores = random_scores(1, 1000, 0).T.repeat(1, 20_000).T
     seeds = torch.arange(20_000)
     found, logprobs = KERNELS.draw(scores, None, 1.0, seeds, seeds)
     expected, expected_logprobs = KERNELS.draw(scores[:1].contiguous(), None, 1.0, seeds[:1], seeds[:1])
     assert (found[0], logprobs[0]) == (expected[0], expected_logprobs[0])
     assert KERNELS.measure(scores, 3)[0].unique().numel() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_may_lie_apart_and_what_is_between_them_is_not_looked_at(dtype: torch.dtype) -> None:
+    """As logits do, whose rows have room for whole groups of outputs."""
+    assert KERNELS is not None
+    wide = random_scores(5, 1024, 0).to(dtype)
+    wide[:, 1000:] = INF
+    apart, beside = wide[:, :1000], wide[:, :1000].contiguous()
+    rows, tokens, numbers = torch.arange(5), torch.arange(5) * 199, torch.arange(5)
+    log_normalisers, _, best, _ = KERNELS.measure(beside, 3)
+    for call in (
+        lambda scores: KERNELS.measure(scores, 3),
+        lambda scores: KERNELS.top_k(scores, 7),
+        lambda scores: [KERNELS.rank(scores, rows, tokens)],
+        lambda scores: KERNELS.score(scores, log_normalisers, best, rows, tokens),
+        lambda scores: KERNELS.draw(scores, None, 0.7, numbers, numbers),
+    ):
+        for found, expected in zip(call(apart), call(beside), strict=True):
+            assert torch.equal(found, expected)
+
+
+@laws
+@given(vocab=sizes, seed=st.integers(0, 99), temperature=st.sampled_from([1.0, 0.7]), dtype=dtypes)
+def test_a_draw_takes_log_sum_exps_that_are_known(
+    vocab: int, seed: int, temperature: float, dtype: torch.dtype
+) -> None:
+    assert KERNELS is not None
+    scores, seeds = random_scores(3, vocab, seed).to(dtype), torch.arange(3) + seed
+    known = (scores.float() / temperature).logsumexp(-1)
+    alone = KERNELS.draw(scores, None, temperature, seeds, seeds)
+    for draw in (KERNELS.draw, plain_draw):
+        tokens, logprobs = draw(scores, None, temperature, seeds, seeds, known + 1)
+        assert tokens.tolist() == alone[0].tolist()
+        torch.testing.assert_close(logprobs, alone[1] - 1, rtol=1e-5, atol=1e-5)
 
 
 @laws
@@ -375,6 +410,18 @@ def test_a_row_comes_out_the_same_whatever_rows_are_beside_it(
     layer, x = linear(weight, bias, ACTIVATIONS["gelu_new"]), torch.randn((rows, inputs)).to(dtype)
     together = layer(x)
     for row in range(rows):
+        assert torch.equal(layer(x[row : row + 1])[0], together[row])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_comes_out_the_same_where_outputs_go_past_the_caches(dtype: torch.dtype) -> None:
+    """More than 4 MiB of them do."""
+    weight, bias = random_layer(32, 50257, 0, dtype)
+    layer, x = linear(weight, bias), torch.randn((50, 32)).to(dtype)
+    together = layer(x)
+    assert together.shape == (50, 50257)
+    assert together.stride() == (50272, 1)
+    for row in range(50):
         assert torch.equal(layer(x[row : row + 1])[0], together[row])
 
 

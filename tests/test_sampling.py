@@ -124,6 +124,16 @@ def test_top_k_above_the_vocabulary_keeps_every_token() -> None:
     torch.testing.assert_close(wide[1], unfiltered[1], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("values", FILTERS.values(), ids=FILTERS)
+def test_log_sum_exps_that_are_known_change_no_draw(values: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    scores, seeds, steps = torch.randn(50, 40), torch.arange(50), torch.arange(50)
+    known = sample(sampling(**values), scores, seeds, steps, scores.logsumexp(-1))
+    tokens, logprobs = sample(sampling(**values), scores, seeds, steps)
+    assert known[0].tolist() == tokens.tolist()
+    torch.testing.assert_close(known[1], logprobs, atol=1e-6, rtol=1e-6)
+
+
 def test_every_sampler_is_drawn_from_alone_and_among_all() -> None:
     assert set(SAMPLERS) <= set(FILTERS)
     assert tuple(FILTERS["all"]) == SAMPLERS

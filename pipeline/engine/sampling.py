@@ -17,7 +17,9 @@ from pipeline.engine.processors import log_softmax
 from pipeline.strategies import Drawing
 
 
-def sample(strategy: Drawing, scores: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+def sample(
+    strategy: Drawing, scores: Tensor, seeds: Tensor, steps: Tensor, log_normalisers: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw one token per row from what temperature and filters leave.
 
     Args:
@@ -25,13 +27,16 @@ def sample(strategy: Drawing, scores: Tensor, seeds: Tensor, steps: Tensor) -> t
         scores: (B, V) logits, processed or as the model gives them. A row without a finite one gives a token that means
             nothing, at -inf.
         seeds, steps: (B,) int64.
+        log_normalisers: (B,) log-sum-exps of the scores, where they are known.
 
     Returns:
         Token ids (B,), and their log-probabilities (B,) under the distribution they were drawn from.
     """
     is_one_pass = bool(native.for_tensor(scores)) and not active(strategy)  # which goes row by row itself
     size = len(scores) if is_one_pass else rows_at_once(scores)
-    columns = (torch.split(column, size) for column in (scores, seeds, steps))
+    columns = [torch.split(column, size) for column in (scores, seeds, steps)]
+    if log_normalisers is not None and strategy.temperature == 1 and not active(strategy):  # drawn from as they are
+        columns.append(torch.split(log_normalisers, size))
     parts = [_sample(strategy, *part) for part in zip(*columns, strict=True)]
     tokens, logprobs = zip(*parts, strict=True)
     return torch.cat(tokens), torch.cat(logprobs)
@@ -42,17 +47,24 @@ def rows_at_once(scores: Tensor) -> int:
     return 8 if scores.device.type == "cpu" else 1024
 
 
-def _sample(strategy: Drawing, scores: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+def _sample(
+    strategy: Drawing, scores: Tensor, seeds: Tensor, steps: Tensor, log_normalisers: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     kernels, temperature = native.for_tensor(scores), strategy.temperature
     token_ids = None
     if active(strategy):
         scores, token_ids = narrow(strategy, _below_best(scores))
         temperature = 1.0  # it is applied
-    return (kernels.draw if kernels else plain_draw)(scores, token_ids, temperature, seeds, steps)
+    return (kernels.draw if kernels else plain_draw)(scores, token_ids, temperature, seeds, steps, log_normalisers)
 
 
 def plain_draw(
-    scores: Tensor, token_ids: Tensor | None, temperature: float, seeds: Tensor, steps: Tensor
+    scores: Tensor,
+    token_ids: Tensor | None,
+    temperature: float,
+    seeds: Tensor,
+    steps: Tensor,
+    log_normalisers: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One token per row, (B, C) -> (B,), and its log-probability, (B,).
 
@@ -60,11 +72,15 @@ def plain_draw(
 
     Args:
         token_ids: (B, C), ascending; None where the columns are the vocabulary.
+        log_normalisers: (B,) log-sum-exps of scores over temperature; None where they are to be worked out.
     """
     token_ids = all_ids(scores) if token_ids is None else token_ids
-    scores = _below_best(scores) / temperature
-    places = (scores + gumbel(seeds, steps, token_ids)).argmax(-1, keepdim=True)  # (B, 1)
-    return token_ids.gather(-1, places)[:, 0], log_softmax(scores).gather(-1, places)[:, 0]
+    below = _below_best(scores) / temperature
+    places = (below + gumbel(seeds, steps, token_ids)).argmax(-1, keepdim=True)  # (B, 1)
+    tokens = token_ids.gather(-1, places)[:, 0]
+    if log_normalisers is None:
+        return tokens, log_softmax(below).gather(-1, places)[:, 0]
+    return tokens, scores.gather(-1, places)[:, 0].float() / temperature - log_normalisers
 
 
 def _below_best(scores: Tensor) -> Tensor:

@@ -68,23 +68,27 @@ def _pick(
     turn: Turn, strategy: Decoding, states: Sequence[Single], parents: Sequence[Hypothesis], rows: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`pick` after the processors, and whether any token was left to choose, (N,) each."""
-    scores, can_ban = _scores(turn, strategy, rows), isinstance(strategy, Dola)
+    scores, is_raw = _scores(turn, strategy, rows), not isinstance(strategy, Dola)
     if changes_scores(strategy):
-        scores, can_ban = turn.processed(scores, parents, [state.ending for state in states]), True
-    is_possible = scores.amax(-1) > BANNED if can_ban else torch.ones_like(rows, dtype=torch.bool)
+        scores, is_raw = turn.processed(scores, parents, [state.ending for state in states]), False
+    is_possible = torch.ones_like(rows, dtype=torch.bool) if is_raw else scores.amax(-1) > BANNED
     seeds = torch.tensor([state.seed for state in states], device=scores.device)
     num_generated = torch.tensor([parent.num_generated for parent in parents], device=scores.device)
-    return *pick(strategy, scores, seeds, num_generated), is_possible
+    log_normalisers = turn.measures.log_normalisers[rows] if is_raw else None
+    return *pick(strategy, scores, seeds, num_generated, log_normalisers), is_possible
 
 
-def pick(strategy: Decoding, scores: Tensor, seeds: Tensor, num_generated: Tensor) -> tuple[Tensor, Tensor]:
+def pick(
+    strategy: Decoding, scores: Tensor, seeds: Tensor, num_generated: Tensor, log_normalisers: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The next token of each row, and its log-probability among those it was chosen from: (N, V) -> (N,) twice.
 
     Args:
         seeds, num_generated: (N,) int64.
+        log_normalisers: (N,) log-sum-exps of the scores, where they are known.
     """
     if isinstance(strategy, Sampling):
-        return sample(strategy, scores, seeds, num_generated)
+        return sample(strategy, scores, seeds, num_generated, log_normalisers)
     tokens = scores.argmax(-1)
     return tokens, scores.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(scores, dim=-1)
 

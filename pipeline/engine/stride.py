@@ -258,7 +258,7 @@ class Stride:
         num_alternatives = self._on_device.top_probs.shape[2]
         log_normalisers, entropies, best, best_probs = summarise(logits, num_alternatives)
         tokens = best[:, 0].long()
-        chosen = [self._choose(logits, group) for group in range(len(self._rows))]
+        chosen = [self._choose(logits, log_normalisers, group) for group in range(len(self._rows))]
         is_possible = torch.ones_like(tokens, dtype=torch.bool)
         for rows, (picked, _, possible) in zip(self._rows, chosen, strict=True):
             tokens.index_copy_(0, rows, picked)
@@ -283,12 +283,12 @@ class Stride:
         self._place += 1
         self._tokens.copy_(tokens)
 
-    def _choose(self, logits: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _choose(self, logits: Tensor, log_normalisers: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens of a group's rows, their log-probabilities, and whether any was possible, (C,) each."""
         (strategy, _), ending, rows = self._shape.groups[group], self._endings[group], self._rows[group]
         lengths, num_prompt_tokens = self._cache.lengths[rows], self._num_prompt_tokens[rows]
-        scores = logits[rows]
-        if changes_scores(strategy):
+        scores, is_raw = logits[rows], not changes_scores(strategy)
+        if not is_raw:
             context = Context(
                 token_ids=self._cache.token_ids[rows, : self._shape.width],
                 lengths=lengths,
@@ -299,9 +299,9 @@ class Stride:
                 tables=self._tables,
             )
             scores = process(strategy, scores.float(), context)
-        tokens, logprobs = pick(strategy, scores, self._seeds[rows], lengths - num_prompt_tokens)
-        can_ban = changes_scores(strategy)
-        return tokens, logprobs, scores.amax(-1) > BANNED if can_ban else torch.ones_like(tokens, dtype=torch.bool)
+        known = log_normalisers[rows] if is_raw else None
+        tokens, logprobs = pick(strategy, scores, self._seeds[rows], lengths - num_prompt_tokens, known)
+        return tokens, logprobs, torch.ones_like(tokens, dtype=torch.bool) if is_raw else scores.amax(-1) > BANNED
 
 
 def _settle(unit: Unit, slot: int, taken: Taken) -> int:

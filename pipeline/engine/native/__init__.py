@@ -33,26 +33,32 @@ GROUP = 32  # outputs that `linear` takes together, and inputs, of which it take
 _SIGNATURES = {
     "forward_float32": "ppppip",
     "forward_bfloat16": "ppppip",
-    "linear_float32": "pppiiiip",
-    "linear_bfloat16": "pppiiiip",
+    "linear_float32": "pppiiiipp",
+    "linear_bfloat16": "pppiiiipp",
     "attend_float32": "pppppppiiifp",
     "attend_bfloat16": "pppppppiiifp",
     "add_norm_float32": "ppppiifp",
     "add_norm_bfloat16": "ppppiifp",
-    "measure_float32": "piiipppp",
-    "measure_bfloat16": "piiipppp",
-    "top_k_float32": "piiipp",
-    "top_k_bfloat16": "piiipp",
-    "rank_float32": "pippip",
-    "rank_bfloat16": "pippip",
-    "score_float32": "pippippipp",
-    "score_bfloat16": "pippippipp",
-    "draw_float32": "ppiifpppp",
-    "draw_bfloat16": "ppiifpppp",
+    "measure_float32": "piiiipppp",
+    "measure_bfloat16": "piiiipppp",
+    "top_k_float32": "piiiipp",
+    "top_k_bfloat16": "piiiipp",
+    "rank_float32": "piippip",
+    "rank_bfloat16": "piippip",
+    "score_float32": "piippippipp",
+    "score_bfloat16": "piippippipp",
+    "draw_float32": "ppiiifppppp",
+    "draw_bfloat16": "ppiiifppppp",
     "keep_mass": "pppiip",
     "pack": "pppiiipp",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
+
+
+class _Layout(ctypes.Structure):
+    """`Layout` of `linear.h`."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("row", "group")]
 
 
 class Kernels:
@@ -75,15 +81,16 @@ class Kernels:
         return weight.dtype in self._multiplied and weight.shape[1] % GROUP == 0
 
     def linear(self, x: Tensor, weights: Tensor, biases: Tensor, outputs: int, is_gelu: bool) -> Tensor:
-        """x @ weight.T + bias, with GELU by tanh if asked: (B, I) -> (B, O).
+        """x @ weight.T + bias, with GELU by tanh if asked: (B, I) -> (B, O), rows with room for whole groups.
 
         Args:
-            weights: packed as `linear.cpp` says, in groups of `GROUP` outputs.
+            weights: packed as `linear.h` says, in groups of `GROUP` outputs.
             biases: float32, zeros up to a whole group.
         """
-        out = torch.empty((len(x), outputs), dtype=x.dtype)
-        self._call(_typed("linear", x), x, weights, biases, *x.shape, outputs, is_gelu, out)
-        return out
+        out = torch.empty((len(x), len(biases)), dtype=x.dtype)
+        layout = _Layout(row=len(biases), group=GROUP)
+        self._call(_typed("linear", x), x, weights, biases, *x.shape, outputs, is_gelu, ctypes.byref(layout), out)
+        return out[:, :outputs]
 
     def forward(self, model: Any, cache: Any, tokens: Any, wanted: Tensor | None, out: Tensor) -> None:
         """All layers, as `forward.cpp` says, of which the first three are structures."""
@@ -109,7 +116,8 @@ class Kernels:
         log_normalisers, entropies = torch.empty(2, rows)
         token_ids, probs = torch.empty((rows, k), dtype=torch.int32), torch.empty((rows, k))
         outs = log_normalisers, entropies, token_ids, probs
-        self._call(_typed("measure", logits), logits, rows, vocab, k, *outs)
+        logits = _in_rows(logits)
+        self._call(_typed("measure", logits), logits.data_ptr(), rows, vocab, logits.stride(0), k, *outs)
         return outs
 
     def score(
@@ -117,30 +125,42 @@ class Kernels:
     ) -> tuple[Tensor, Tensor]:
         """`measure.plain_score`."""
         logprobs, ranks = torch.empty(len(rows)), torch.empty_like(tokens)
-        ins = logits, logits.shape[1], log_normalisers, best, best.shape[1], rows, tokens, len(rows)
-        self._call(_typed("score", logits), *ins, logprobs, ranks)
+        logits = _in_rows(logits)
+        scores = logits.data_ptr(), logits.shape[1], logits.stride(0)
+        chosen = best, best.shape[1], rows, tokens, len(rows)
+        self._call(_typed("score", logits), *scores, log_normalisers, *chosen, logprobs, ranks)
         return logprobs, ranks
 
     def top_k(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """`ranking.plain_top_k`."""
         rows, vocab = scores.shape
         token_ids, values = torch.empty((rows, k), dtype=torch.int64), torch.empty((rows, k))
-        self._call(_typed("top_k", scores), scores, rows, vocab, k, token_ids, values)
+        scores = _in_rows(scores)
+        self._call(_typed("top_k", scores), scores.data_ptr(), rows, vocab, scores.stride(0), k, token_ids, values)
         return values.to(scores.dtype), token_ids
 
     def rank(self, scores: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
         """`ranking.plain_rank`."""
         ranks = torch.empty_like(tokens)
-        self._call(_typed("rank", scores), scores, scores.shape[1], rows, tokens, len(tokens), ranks)
+        scores = _in_rows(scores)
+        places = rows, tokens, len(tokens)
+        self._call(_typed("rank", scores), scores.data_ptr(), scores.shape[1], scores.stride(0), *places, ranks)
         return ranks
 
     def draw(
-        self, scores: Tensor, token_ids: Tensor | None, temperature: float, seeds: Tensor, steps: Tensor
+        self,
+        scores: Tensor,
+        token_ids: Tensor | None,
+        temperature: float,
+        seeds: Tensor,
+        steps: Tensor,
+        log_normalisers: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`sampling.plain_draw`."""
         tokens, logprobs = torch.empty(len(scores), dtype=torch.int64), torch.empty(len(scores))
-        ins = scores, token_ids, *scores.shape, temperature, seeds, steps
-        self._call(_typed("draw", scores), *ins, tokens, logprobs)
+        scores = _in_rows(scores)
+        where = scores.data_ptr(), token_ids, *scores.shape, scores.stride(0)
+        self._call(_typed("draw", scores), *where, temperature, seeds, steps, log_normalisers, tokens, logprobs)
         return tokens, logprobs
 
     def keep_mass(self, preferences: Tensor, weights: Tensor, goals: Tensor) -> Tensor:
@@ -160,6 +180,11 @@ class Kernels:
         """Call a function with addresses for tensors; those it writes to must be contiguous, others may be copied."""
         held = [each.contiguous() if isinstance(each, Tensor) else each for each in arguments]
         getattr(self._library, name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in held))
+
+
+def _in_rows(scores: Tensor) -> Tensor:
+    """(B, V), each row in one piece, for which they are copied only if need be."""
+    return scores if scores.stride(1) == 1 else scores.contiguous()
 
 
 def _typed(name: str, tensor: Tensor) -> str:

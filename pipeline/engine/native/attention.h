@@ -9,33 +9,10 @@
 #include <vector>
 
 #include "fetch.h"
+#include "linear.h"
 #include "vectors.h"
 
 namespace {
-
-// Adds each block of STEP lanes to the next one, those of `left` into even blocks and those of `right` into odd ones.
-template <int STEP>
-inline Floats folded(Floats left, Floats right) {
-    constexpr auto from = [](int lane, bool is_upper) {
-        const int within = lane % (2 * STEP), start = lane - within;
-        const bool is_right = within >= STEP;
-        return start + within % STEP + (is_upper ? STEP : 0) + (is_right ? LANES : 0);
-    };
-#define LANES_OF(upper)                                                                                               \
-    from(0, upper), from(1, upper), from(2, upper), from(3, upper), from(4, upper), from(5, upper), from(6, upper),    \
-        from(7, upper), from(8, upper), from(9, upper), from(10, upper), from(11, upper), from(12, upper),             \
-        from(13, upper), from(14, upper), from(15, upper)
-    return __builtin_shufflevector(left, right, LANES_OF(false)) + __builtin_shufflevector(left, right, LANES_OF(true));
-#undef LANES_OF
-}
-
-// Lane i of the result is the total of vector i.
-inline Floats totals(Floats (&vectors)[LANES]) {
-    for (int i = 0; i < 8; ++i) vectors[i] = folded<8>(vectors[i], vectors[i + 8]);
-    for (int i = 0; i < 4; ++i) vectors[i] = folded<4>(vectors[i], vectors[i + 4]);
-    for (int i = 0; i < 2; ++i) vectors[i] = folded<2>(vectors[i], vectors[i + 2]);
-    return folded<1>(vectors[0], vectors[1]);
-}
 
 // Product of a query with a key (D,), not summed over the lanes. Whole pairs of the query are in the order of `load_pair`.
 template <typename Element>
@@ -58,11 +35,10 @@ inline void multiply(const float* queries, const Element* keys, int64_t count, i
                      Fetch& fetch) {
     constexpr int KEYS = LANES / Q;
     constexpr int OFTEN = Q == 1 ? 2 : KEYS;  // keys between fetches
-    const int64_t rounds = Fetch::rounds(OFTEN * size * sizeof(Element), 1);
     for (int64_t start = 0; start < count; start += KEYS) {
         Floats sums[LANES];
         for (int t = 0; t < KEYS; ++t) {
-            if (t % OFTEN == 0) fetch.some(rounds);
+            if (t % OFTEN == 0) fetch.some();
             const Element* key = keys + std::min(start + t, count - 1) * size;
             for (int q = 0; q < Q; ++q) sums[q * KEYS + t] = product(queries + q * size, key, size);
         }
@@ -91,11 +67,10 @@ inline float exponentials(float* scores, int64_t count) {
 template <int Q, int N, typename Element>
 inline int64_t mix_columns(int64_t d, const Element* values, int64_t size, const float* weights, int64_t stride,
                            int64_t count, const float* scales, Element* out, int64_t out_stride, Fetch& fetch) {
-    constexpr int64_t NEED = Fetch::STREAMS * LINE / (N * PAIR * sizeof(Element));  // rows for a line of each stream
     for (; d + N * PAIR <= size; d += N * PAIR) {
         Pair sums[Q][N] = {};
         for (int64_t t = 0; t < count; ++t) {
-            if (t % NEED == 0) fetch.some(1);
+            if (t % 2 == 0) fetch.some();
             for (int n = 0; n < N; ++n) {
                 const Pair pair = load_pair(values + t * size + d + n * PAIR);
                 for (int q = 0; q < Q; ++q) {
@@ -114,29 +89,54 @@ inline int64_t mix_columns(int64_t d, const Element* values, int64_t size, const
     return d;
 }
 
+// Queries, keys and values of tokens, (N, 3HD).
+template <typename Element>
+struct Fused {
+    const Element* start;
+    Layout layout;
+
+    // Copies some columns of a token.
+    void copy(int64_t token, int64_t column, int64_t count, Element* to) const {
+        for (const int64_t end = column + count; column < end;) {
+            const int64_t within = column % GROUP, some = std::min(GROUP - within, end - column);
+            const Element* from = start + token * layout.row + column / GROUP * layout.group + within;
+            if (some == GROUP) {
+                std::memcpy(to, from, GROUP * sizeof(Element));
+            } else {
+                std::memcpy(to, from, some * sizeof(Element));
+            }
+            column += some, to += some;
+        }
+    }
+};
+
 // What attention works in: room for Q queries.
+template <typename Element>
 struct Room {
+    std::vector<Element> queries;
     std::vector<float> scores, scaled;
     int64_t stride;
 };
 
-// Q queries of one head, `width` * 3 apart, against the keys and values of a slot, each (T, D): the first sees `count` of them,
-// each other one more. Memory is slower than this reads, so what is read next is fetched meanwhile.
+// Q queries of one head against the keys and values of a slot, each (T, D): the first sees `count` of them, each other one
+// more. What comes out lies `width` apart. Memory is slower than this reads, so what is read next is fetched meanwhile.
 template <int Q, typename Element, int FIXED>
-inline void attend_head(const Element* query, const Element* keys, const Element* values, int64_t count, int64_t size,
-                        int64_t width, float scale, Room& room, Element* out, Fetch& fetch) {
+inline void attend_head(const Fused<Element>& fused, int64_t token, int64_t column, const Element* keys, const Element* values,
+                        int64_t count, int64_t size, int64_t width, float scale, Room<Element>& room, Element* out,
+                        Fetch& fetch) {
     const int64_t d_size = FIXED ? FIXED : size, seen = count + Q - 1;
     float *scores = room.scores.data(), *scaled = room.scaled.data(), shares[Q];
-    for (int q = 0; q < Q; ++q) {
+    for (int q = 0; q < Q; ++q, scaled += d_size) {
+        Element* const query = room.queries.data();
+        fused.copy(token + q, column, d_size, query);
         int64_t d = 0;
         for (; d + PAIR <= d_size; d += PAIR) {
-            const Pair pair = load_pair(query + q * 3 * width + d);
-            *reinterpret_cast<Floats*>(scaled + q * d_size + d) = pair.first * scale;
-            *reinterpret_cast<Floats*>(scaled + q * d_size + d + LANES) = pair.second * scale;
+            const Pair pair = load_pair(query + d);
+            store(scaled + d, pair.first * scale), store(scaled + d + LANES, pair.second * scale);
         }
-        for (; d < d_size; ++d) scaled[q * d_size + d] = to_float(query[q * 3 * width + d]) * scale;
+        for (; d < d_size; ++d) scaled[d] = to_float(query[d]) * scale;
     }
-    multiply<Q>(scaled, keys, seen, d_size, scores, room.stride, fetch);
+    multiply<Q>(room.scaled.data(), keys, seen, d_size, scores, room.stride, fetch);
     for (int q = 0; q < Q; ++q) {
         float* own = scores + q * room.stride;
         shares[q] = 1 / exponentials(own, count + q);
@@ -159,40 +159,38 @@ struct Places {
 };
 
 template <typename Element, int FIXED>
-void attend_tokens(const Element* fused, Element* keys, Element* values, const Places& places, const int64_t* slots,
+void attend_tokens(const Fused<Element>& fused, Element* keys, Element* values, const Places& places, const int64_t* slots,
                    const int64_t* positions, int64_t count, int64_t heads, int64_t size, float scale, Element* out) {
     constexpr int Q = 4;
     const int64_t d_size = FIXED ? FIXED : size, width = heads * d_size;
     const int64_t stride = *std::max_element(positions, positions + count) + 1 + LANES;
-    Room room{std::vector<float>(Q * stride), std::vector<float>(Q * d_size), stride};
+    Room<Element> room{std::vector<Element>(d_size), std::vector<float>(Q * stride), std::vector<float>(Q * d_size), stride};
     for (int64_t first = 0, end; first < count; first = end) {
         for (end = first + 1; end < count && slots[end] == slots[first];) ++end;  // tokens of one slot
         const int64_t area = places.capacities[slots[first]] * d_size, following = end < count ? end : first;
         for (int64_t head = 0; head < heads; ++head) {
-            const int64_t start = places.starts[slots[first]] * width + head * area;
+            const int64_t start = places.starts[slots[first]] * width + head * area, column = head * d_size;
             const Element *own_keys = keys + start, *own_values = values + start;
             const int64_t next = head + 1 < heads ? start + area : places.starts[slots[following]] * width;
-            const int64_t seen = (positions[end - 1] + 1) * d_size * sizeof(Element);
-            Fetch fetch(keys + next, values + next, seen);  // as much of the next head, or slot
+            const int64_t seen = positions[end - 1] + 1;  // as much is fetched of the next head, or slot
+            Fetch fetch(keys + next, values + next, seen * d_size * sizeof(Element), seen);
             for (int64_t token = first; token < end; ++token) {
-                const Element* query = fused + token * 3 * width + head * d_size;
                 const int64_t place = start + positions[token] * d_size;
-                std::memcpy(keys + place, query + width, d_size * sizeof(Element));
-                std::memcpy(values + place, query + 2 * width, d_size * sizeof(Element));
+                fused.copy(token, width + column, d_size, keys + place);
+                fused.copy(token, 2 * width + column, d_size, values + place);
             }
             for (int64_t token = first, together; token < end; token += together) {
-                const Element* query = fused + token * 3 * width + head * d_size;
-                Element* mixed = out + token * width + head * d_size;
                 together = token + Q <= end ? Q : 1;
                 const auto chosen = together == Q ? attend_head<Q, Element, FIXED> : attend_head<1, Element, FIXED>;
-                chosen(query, own_keys, own_values, positions[token] + 1, d_size, width, scale, room, mixed, fetch);
+                chosen(fused, token, column, own_keys, own_values, positions[token] + 1, d_size, width, scale, room,
+                       out + token * width + column, fetch);
             }
         }
     }
 }
 
 template <typename Element>
-void attend(const Element* fused, Element* keys, Element* values, const Places& places, const int64_t* slots,
+void attend(const Fused<Element>& fused, Element* keys, Element* values, const Places& places, const int64_t* slots,
             const int64_t* positions, int64_t count, int64_t heads, int64_t size, float scale, Element* out) {
     const auto chosen = size == 64 ? attend_tokens<Element, 64> : attend_tokens<Element, 0>;
     chosen(fused, keys, values, places, slots, positions, count, heads, size, scale, out);

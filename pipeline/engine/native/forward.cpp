@@ -55,11 +55,13 @@ struct Tokens {
     int64_t count;
 };
 
-void linear(const float* x, const Dense<float>& layer, int64_t rows, int64_t inputs, int64_t outputs, float* out) {
-    linear_float32(x, layer.weights, layer.bias, rows, inputs, outputs, false, out);
+void linear(const float* x, const Dense<float>& layer, int64_t rows, int64_t inputs, int64_t outputs, const Layout& layout,
+            float* out) {
+    linear_float32(x, layer.weights, layer.bias, rows, inputs, outputs, false, &layout, out);
 }
-void linear(const BFloat16* x, const Dense<BFloat16>& layer, int64_t rows, int64_t inputs, int64_t outputs, BFloat16* out) {
-    linear_bfloat16(x, layer.weights, layer.bias, rows, inputs, outputs, false, out);
+void linear(const BFloat16* x, const Dense<BFloat16>& layer, int64_t rows, int64_t inputs, int64_t outputs,
+            const Layout& layout, BFloat16* out) {
+    linear_bfloat16(x, layer.weights, layer.bias, rows, inputs, outputs, false, &layout, out);
 }
 
 void mlp(const float* x, const Block<float>& block, int64_t rows, int64_t width, int64_t inner, float* out) {
@@ -77,6 +79,7 @@ void forward(const Model<Element>& model, const Cache<Element>& cache, const Tok
     Element *x = scratch.take<Element>(7 * area), *normed = x + area, *update = normed + area, *mixed = update + area,
             *fused = mixed + area;
     int64_t rows = tokens.count;
+    const Layout by_groups{GROUP, rows * GROUP};  // side by side: rows of 3E would share few places of the first-level cache
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t id = tokens.ids[row], position = tokens.positions[row];
         cache.token_ids[tokens.slots[row] * cache.longest + position] = id;
@@ -87,8 +90,8 @@ void forward(const Model<Element>& model, const Cache<Element>& cache, const Tok
         const Block<Element>& block = model.blocks[layer];
         const bool is_last = layer + 1 == model.layers;
         const int64_t start = layer * cache.positions * width;
-        linear(normed, block.attn_in, rows, width, 3 * width, fused);
-        attend(fused, cache.keys + start, cache.values + start, cache.places, tokens.slots, tokens.positions, rows,
+        linear(normed, block.attn_in, rows, width, 3 * width, by_groups, fused);
+        attend({fused, by_groups}, cache.keys + start, cache.values + start, cache.places, tokens.slots, tokens.positions, rows,
                model.heads, width / model.heads, block.scale, mixed);
         if (is_last && wanted) {
             rows = num_wanted;
@@ -97,7 +100,7 @@ void forward(const Model<Element>& model, const Cache<Element>& cache, const Tok
                 std::memmove(mixed + row * width, mixed + wanted[row] * width, width * sizeof(Element));
             }
         }
-        linear(mixed, block.attn_out, rows, width, width, update);
+        linear(mixed, block.attn_out, rows, width, width, {width, GROUP}, update);
         add_norm(x, update, block.ln_2, rows, width, model.epsilon, normed);
         mlp(normed, block, rows, width, model.inner, update);
         add_norm(x, update, block.next_norm, rows, width, model.epsilon, is_last ? out : normed);

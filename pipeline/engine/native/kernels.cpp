@@ -1,8 +1,8 @@
 // What a decode step does besides matrix products, each in one pass over memory, on one thread.
 //
-// Every function here has a plain counterpart in torch that defines what it computes; see `native/__init__.py`. Tensors
-// are contiguous unless a stride is given. Shape letters: B rows, E width, H heads, D head size, T positions, V
-// vocabulary, K kept.
+// Every function here has a plain counterpart in torch that defines what it computes; see `native/__init__.py`. Tensors are
+// contiguous, but rows of logits or scores lie `stride` apart. Shape letters: B rows, E width, H heads, D head size, T
+// positions, V vocabulary, K kept.
 
 #include <algorithm>
 #include <cmath>
@@ -28,59 +28,102 @@ inline bool comes_first(const Scored& one, const Scored& other) {
 
 constexpr int64_t BLOCK = 2 * LANES;
 
-// Highest of some scores; NaN is passed over.
+// Highest of each lane of `count` scores, a multiple of PAIR; NaN is passed over.
+template <typename Element>
+inline Floats best_lanes(const Element* scores, int64_t count) {
+    Floats best = broadcast(-INF);
+    for (int64_t place = 0; place < count; place += PAIR) {
+        const Pair next = load_pair(scores + place);
+        best = higher(next.second, higher(next.first, best));
+    }
+    return best;
+}
+
 template <typename Element>
 inline float best_of(const Element* scores, int64_t count) {
-    Floats best = broadcast(-INF);
-    int64_t place = 0;
-    for (; place + PAIR <= count; place += PAIR) {
-        const Pair next = load_pair(scores + place);
-        best = next.first > best ? next.first : best;
-        best = next.second > best ? next.second : best;
-    }
-    float top = highest(best);
-    for (; place < count; ++place) top = std::max(top, to_float(scores[place]));
+    const int64_t whole = count / PAIR * PAIR;
+    float top = highest(best_lanes(scores, whole));
+    for (int64_t place = whole; place < count; ++place) top = std::max(top, to_float(scores[place]));
     return top;
 }
 
 // Best score of each block of so many tokens, the last one shorter; returns the best of all.
 template <int64_t SIZE, typename Element>
 float block_maxima(const Element* scores, int64_t vocab, std::vector<float>& maxima) {
-    maxima.clear();
-    for (int64_t start = 0; start < vocab; start += SIZE) {
-        maxima.push_back(best_of(scores + start, std::min(SIZE, vocab - start)));
+    maxima.resize((vocab + SIZE - 1) / SIZE);
+    int64_t start = 0, block = 0;
+    for (; start + LANES * SIZE <= vocab; start += LANES * SIZE, block += LANES) {
+        Floats best[LANES];
+        for (int i = 0; i < LANES; ++i) best[i] = best_lanes(scores + start + i * SIZE, SIZE);
+        store(maxima.data() + block, tops(best));
     }
-    return *std::max_element(maxima.begin(), maxima.end());
+    for (; start < vocab; start += SIZE) maxima[block++] = best_of(scores + start, std::min(SIZE, vocab - start));
+    return best_of(maxima.data(), maxima.size());
 }
 
-// The k best tokens of a row, by score descending, then token id ascending, and their scores. The k-th best block maximum
-// bounds them.
-template <typename Element, typename Id>
-void best_of_row(const Element* scores, int64_t vocab, int64_t k, const std::vector<float>& maxima,
-                 std::vector<float>& sorted, std::vector<Scored>& found, Id* token_ids, float* values) {
-    float least = -INF;
-    found.clear();
-    if (k == 0) return;
-    if (k <= static_cast<int64_t>(maxima.size())) {
-        sorted = maxima;
-        std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), std::greater<float>());
-        least = sorted[k - 1];
+// Finds the best tokens of a row, by the best of each block of its tokens and the best of each block of those.
+class Finder {
+  public:
+    // Looks at a row; returns its best score.
+    template <typename Element>
+    float look_at(const Element* scores, int64_t vocab) {
+        block_maxima<BLOCK>(scores, vocab, maxima);
+        return block_maxima<BLOCK>(maxima.data(), maxima.size(), crests);
     }
-    for (size_t block = 0; block < maxima.size(); ++block) {
-        if (!(maxima[block] >= least)) continue;
-        const int64_t start = block * BLOCK, end = std::min<int64_t>(start + BLOCK, vocab);
-        for (int64_t token = start; token < end; ++token) {
-            const float score = to_float(scores[token]);
-            if (score >= least) found.push_back({score, static_cast<int32_t>(token)});
+
+    // The k best tokens of the row, by score descending, then token id ascending, and their scores.
+    template <typename Element, typename Id>
+    void find(const Element* scores, int64_t vocab, int64_t k, Id* token_ids, float* values) {
+        if (k == 0) return;
+        const float least = bound(k);
+        found.clear();
+        each_from(least, [&](int64_t block) {
+            const int64_t start = block * BLOCK, end = std::min<int64_t>(start + BLOCK, vocab);
+            for (int64_t token = start; token < end; ++token) {
+                const float score = to_float(scores[token]);
+                if (score >= least) found.push_back({score, static_cast<int32_t>(token)});
+            }
+        });
+        while (static_cast<int64_t>(found.size()) < k) found.push_back({std::nanf(""), 0});  // the row holds NaN
+        if (k < static_cast<int64_t>(found.size())) {
+            std::nth_element(found.begin(), found.begin() + k, found.end(), comes_first);
+        }
+        std::sort(found.begin(), found.begin() + k, comes_first);
+        for (int64_t place = 0; place < k; ++place) {
+            token_ids[place] = found[place].token, values[place] = found[place].score;
         }
     }
-    while (static_cast<int64_t>(found.size()) < k) found.push_back({std::nanf(""), 0});  // the row holds NaN
-    if (k < static_cast<int64_t>(found.size())) {
-        std::nth_element(found.begin(), found.begin() + k, found.end(), comes_first);
+
+  private:
+    std::vector<float> maxima, crests, some;  // of blocks; of blocks of those
+    std::vector<Scored> found;
+
+    // The k-th best maximum, which bounds the k best scores; those of blocks bound it in turn.
+    float bound(int64_t k) {
+        if (k > static_cast<int64_t>(maxima.size())) return -INF;
+        some = crests;
+        const float least = k > static_cast<int64_t>(crests.size()) ? -INF : kth(k);
+        some.clear();
+        each_from(least, [&](int64_t block) { some.push_back(maxima[block]); });
+        return kth(k);
     }
-    std::sort(found.begin(), found.begin() + k, comes_first);
-    for (int64_t place = 0; place < k; ++place) token_ids[place] = found[place].token, values[place] = found[place].score;
-}
+
+    float kth(int64_t k) {
+        std::nth_element(some.begin(), some.begin() + (k - 1), some.end(), std::greater<float>());
+        return some[k - 1];
+    }
+
+    // Calls with each block whose best score is at least so high.
+    template <typename Call>
+    void each_from(float least, const Call& call) const {
+        for (size_t set = 0; set < crests.size(); ++set) {
+            if (crests[set] < least) continue;
+            for (size_t block = set * BLOCK, end = std::min(block + BLOCK, maxima.size()); block < end; ++block) {
+                if (maxima[block] >= least) call(block);
+            }
+        }
+    }
+};
 
 // What the tokens of a row weigh beside the best one.
 struct Shares {
@@ -89,8 +132,14 @@ struct Shares {
     float log_sum() const { return static_cast<float>(std::log(sum) + broken); }
 };
 
+// Fetches a row, or nothing where there is none.
+template <typename Element>
+Fetch fetching(const Element* scores, int64_t vocab, int64_t calls) {
+    return Fetch(scores, scores + vocab / 2, vocab * sizeof(Element) / 2, calls);
+}
+
 template <bool WITH_WEIGHTED, typename Element>
-Shares shares_of(const Element* scores, int64_t vocab, float best, float temperature) {
+Shares shares_of(const Element* scores, int64_t vocab, float best, float temperature, Fetch fetch) {
     Shares found;
     Floats sums{}, moments{}, marks{};
     const auto add = [&](Floats below) {
@@ -104,6 +153,7 @@ Shares shares_of(const Element* scores, int64_t vocab, float best, float tempera
     for (int64_t round = 0; token + PAIR <= vocab; token += PAIR) {
         const Pair pair = load_pair(scores + token);
         add(pair.first - best), add(pair.second - best);
+        fetch.some();
         if (++round % 32 == 0) {  // float32 holds so many; their sum is kept in float64
             found.sum += total(sums), found.weighted += total(moments);
             sums = Floats{}, moments = Floats{};
@@ -179,31 +229,29 @@ Range range(const uint32_t* keys, const float* weights, int64_t vocab, int64_t s
 }
 
 template <typename Element>
-void measure(const Element* logits, int64_t rows, int64_t vocab, int64_t k, float* log_normalisers, float* entropies,
-             int32_t* token_ids, float* probs) {
-    std::vector<float> maxima, sorted;
-    std::vector<Scored> found;
-    for (int64_t row = 0; row < rows; ++row, logits += vocab) {
-        const float best = block_maxima<BLOCK>(logits, vocab, maxima);
+void measure(const Element* logits, int64_t rows, int64_t vocab, int64_t stride, int64_t k, float* log_normalisers,
+             float* entropies, int32_t* token_ids, float* probs) {
+    Finder finder;
+    for (int64_t row = 0; row < rows; ++row, logits += stride) {
+        const float best = finder.look_at(logits, vocab);
         log_normalisers[row] = best, entropies[row] = std::nanf("");
         if (std::isfinite(best)) {
-            const Shares shares = shares_of<true>(logits, vocab, best, 1);
+            const Shares shares = shares_of<true>(logits, vocab, best, 1, fetching(logits + stride, vocab, 1 + vocab / PAIR));
             log_normalisers[row] = best + shares.log_sum();
             entropies[row] = static_cast<float>(std::log(shares.sum) - shares.weighted / shares.sum);
         }
         float* own = probs + row * k;
-        best_of_row(logits, vocab, k, maxima, sorted, found, token_ids + row * k, own);
+        finder.find(logits, vocab, k, token_ids + row * k, own);
         for (int64_t place = 0; place < k; ++place) own[place] = std::exp(own[place] - log_normalisers[row]);
     }
 }
 
 template <typename Element>
-void top_k(const Element* scores, int64_t rows, int64_t vocab, int64_t k, int64_t* token_ids, float* values) {
-    std::vector<float> maxima, sorted;
-    std::vector<Scored> found;
-    for (int64_t row = 0; row < rows; ++row, scores += vocab) {
-        block_maxima<BLOCK>(scores, vocab, maxima);
-        best_of_row(scores, vocab, k, maxima, sorted, found, token_ids + row * k, values + row * k);
+void top_k(const Element* scores, int64_t rows, int64_t vocab, int64_t stride, int64_t k, int64_t* token_ids, float* values) {
+    Finder finder;
+    for (int64_t row = 0; row < rows; ++row, scores += stride) {
+        finder.look_at(scores, vocab);
+        finder.find(scores, vocab, k, token_ids + row * k, values + row * k);
     }
 }
 
@@ -217,21 +265,21 @@ int64_t rank_of(const Element* scores, int64_t vocab, int64_t chosen) {
 }
 
 template <typename Element>
-void rank(const Element* scores, int64_t vocab, const int64_t* rows, const int64_t* tokens, int64_t count,
+void rank(const Element* scores, int64_t vocab, int64_t stride, const int64_t* rows, const int64_t* tokens, int64_t count,
           int64_t* ranks) {
     for (int64_t index = 0; index < count; ++index) {
-        ranks[index] = rank_of(scores + rows[index] * vocab, vocab, tokens[index]);
+        ranks[index] = rank_of(scores + rows[index] * stride, vocab, tokens[index]);
     }
 }
 
 template <typename Element>
-void score(const Element* logits, int64_t vocab, const float* log_normalisers, const int32_t* best, int64_t k,
+void score(const Element* logits, int64_t vocab, int64_t stride, const float* log_normalisers, const int32_t* best, int64_t k,
            const int64_t* rows, const int64_t* tokens, int64_t count, float* logprobs, int64_t* ranks) {
     for (int64_t index = 0; index < count; ++index) {
         const int64_t row = rows[index], token = tokens[index];
         const int32_t *first = best + row * k, *found = std::find(first, first + k, token);
-        logprobs[index] = to_float(logits[row * vocab + token]) - log_normalisers[row];
-        ranks[index] = found < first + k ? found - first + 1 : rank_of(logits + row * vocab, vocab, token);
+        logprobs[index] = to_float(logits[row * stride + token]) - log_normalisers[row];
+        ranks[index] = found < first + k ? found - first + 1 : rank_of(logits + row * stride, vocab, token);
     }
 }
 
@@ -257,11 +305,12 @@ inline uint64_t needed_hash(float score, double best) {
 }
 
 template <typename Element>
-void draw(const Element* logits, const int64_t* token_ids, int64_t rows, int64_t vocab, float temperature,
-          const int64_t* seeds, const int64_t* steps, int64_t* tokens, float* logprobs) {
+void draw(const Element* logits, const int64_t* token_ids, int64_t rows, int64_t vocab, int64_t stride, float temperature,
+          const int64_t* seeds, const int64_t* steps, const float* log_normalisers, int64_t* tokens, float* logprobs) {
     constexpr int64_t CHUNK = 512, FEW = 64;
     std::vector<float> maxima;
-    for (int64_t row = 0; row < rows; ++row, logits += vocab) {
+    for (int64_t row = 0; row < rows; ++row, logits += stride) {
+        Fetch fetch = fetching(logits + stride, vocab, 1 + vocab / CHUNK);
         const float top = block_maxima<CHUNK>(logits, vocab, maxima);
         if (top <= std::numeric_limits<float>::lowest()) {
             tokens[row] = 0, logprobs[row] = -INF;
@@ -280,6 +329,7 @@ void draw(const Element* logits, const int64_t* token_ids, int64_t rows, int64_t
         for (int64_t start = 0; start < vocab; start += CHUNK) {
             const int64_t end = std::min(start + CHUNK, vocab);
             const uint64_t least = needed_hash(score(maxima[start / CHUNK]), best);
+            fetch.some();
             for (int64_t first = start, last; first < end; first = last) {
                 last = std::min(first + FEW, end);
                 const uint64_t most = highest_hash(first, last, ids, key, lanes);
@@ -295,7 +345,9 @@ void draw(const Element* logits, const int64_t* token_ids, int64_t rows, int64_t
             }
         }
         tokens[row] = ids ? ids[chosen] : chosen;
-        logprobs[row] = score(to_float(logits[chosen])) - shares_of<false>(logits, vocab, top, temperature).log_sum();
+        const float found = to_float(logits[chosen]);
+        logprobs[row] = log_normalisers ? found / temperature - log_normalisers[row]
+                                        : score(found) - shares_of<false>(logits, vocab, top, temperature, fetch).log_sum();
     }
 }
 
@@ -310,13 +362,15 @@ extern "C" {
 void attend_float32(const float* fused, float* keys, float* values, const int64_t* starts, const int64_t* capacities,
                     const int64_t* slots, const int64_t* positions, int64_t count, int64_t heads, int64_t size, float scale,
                     float* out) {
-    attend(fused, keys, values, {starts, capacities}, slots, positions, count, heads, size, scale, out);
+    const Layout by_rows{3 * heads * size, GROUP};
+    attend({fused, by_rows}, keys, values, {starts, capacities}, slots, positions, count, heads, size, scale, out);
 }
 
 void attend_bfloat16(const BFloat16* fused, BFloat16* keys, BFloat16* values, const int64_t* starts,
                      const int64_t* capacities, const int64_t* slots, const int64_t* positions, int64_t count, int64_t heads,
                      int64_t size, float scale, BFloat16* out) {
-    attend(fused, keys, values, {starts, capacities}, slots, positions, count, heads, size, scale, out);
+    const Layout by_rows{3 * heads * size, GROUP};
+    attend({fused, by_rows}, keys, values, {starts, capacities}, slots, positions, count, heads, size, scale, out);
 }
 
 // Normalise each row of `x` (B, E) into `out`; `weight`, `bias` (E,). First add `update` (B, E) to it, in place, unless that is
@@ -332,58 +386,63 @@ void add_norm_bfloat16(BFloat16* x, const BFloat16* update, const BFloat16* weig
 }
 
 // Per row of `logits` (B, V): log-sum-exp and entropy (B,), and the k best tokens with their probabilities (B, K).
-void measure_float32(const float* logits, int64_t rows, int64_t vocab, int64_t k, float* log_normalisers,
+void measure_float32(const float* logits, int64_t rows, int64_t vocab, int64_t stride, int64_t k, float* log_normalisers,
                      float* entropies, int32_t* token_ids, float* probs) {
-    measure(logits, rows, vocab, k, log_normalisers, entropies, token_ids, probs);
+    measure(logits, rows, vocab, stride, k, log_normalisers, entropies, token_ids, probs);
 }
 
-void measure_bfloat16(const BFloat16* logits, int64_t rows, int64_t vocab, int64_t k, float* log_normalisers,
+void measure_bfloat16(const BFloat16* logits, int64_t rows, int64_t vocab, int64_t stride, int64_t k, float* log_normalisers,
                       float* entropies, int32_t* token_ids, float* probs) {
-    measure(logits, rows, vocab, k, log_normalisers, entropies, token_ids, probs);
+    measure(logits, rows, vocab, stride, k, log_normalisers, entropies, token_ids, probs);
 }
 
 // The k best tokens of each row of `scores` (B, V), and their scores, (B, K).
-void top_k_float32(const float* scores, int64_t rows, int64_t vocab, int64_t k, int64_t* token_ids, float* values) {
-    top_k(scores, rows, vocab, k, token_ids, values);
+void top_k_float32(const float* scores, int64_t rows, int64_t vocab, int64_t stride, int64_t k, int64_t* token_ids,
+                   float* values) {
+    top_k(scores, rows, vocab, stride, k, token_ids, values);
 }
 
-void top_k_bfloat16(const BFloat16* scores, int64_t rows, int64_t vocab, int64_t k, int64_t* token_ids, float* values) {
-    top_k(scores, rows, vocab, k, token_ids, values);
+void top_k_bfloat16(const BFloat16* scores, int64_t rows, int64_t vocab, int64_t stride, int64_t k, int64_t* token_ids,
+                    float* values) {
+    top_k(scores, rows, vocab, stride, k, token_ids, values);
 }
 
 // Rank of `tokens` (N,) in the rows `rows` (N,) of `scores` (B, V), from 1, ties by lower token id.
-void rank_float32(const float* scores, int64_t vocab, const int64_t* rows, const int64_t* tokens, int64_t count,
-                  int64_t* ranks) {
-    rank(scores, vocab, rows, tokens, count, ranks);
+void rank_float32(const float* scores, int64_t vocab, int64_t stride, const int64_t* rows, const int64_t* tokens,
+                  int64_t count, int64_t* ranks) {
+    rank(scores, vocab, stride, rows, tokens, count, ranks);
 }
 
-void rank_bfloat16(const BFloat16* scores, int64_t vocab, const int64_t* rows, const int64_t* tokens, int64_t count,
-                   int64_t* ranks) {
-    rank(scores, vocab, rows, tokens, count, ranks);
+void rank_bfloat16(const BFloat16* scores, int64_t vocab, int64_t stride, const int64_t* rows, const int64_t* tokens,
+                   int64_t count, int64_t* ranks) {
+    rank(scores, vocab, stride, rows, tokens, count, ranks);
 }
 
 // Log-probability and rank of `tokens` (N,) in the rows `rows` (N,) of `logits` (B, V), given their log-sum-exps (B,) and best
 // tokens, (B, K) in order.
-void score_float32(const float* logits, int64_t vocab, const float* log_normalisers, const int32_t* best, int64_t k,
-                   const int64_t* rows, const int64_t* tokens, int64_t count, float* logprobs, int64_t* ranks) {
-    score(logits, vocab, log_normalisers, best, k, rows, tokens, count, logprobs, ranks);
+void score_float32(const float* logits, int64_t vocab, int64_t stride, const float* log_normalisers, const int32_t* best,
+                   int64_t k, const int64_t* rows, const int64_t* tokens, int64_t count, float* logprobs, int64_t* ranks) {
+    score(logits, vocab, stride, log_normalisers, best, k, rows, tokens, count, logprobs, ranks);
 }
 
-void score_bfloat16(const BFloat16* logits, int64_t vocab, const float* log_normalisers, const int32_t* best, int64_t k,
-                    const int64_t* rows, const int64_t* tokens, int64_t count, float* logprobs, int64_t* ranks) {
-    score(logits, vocab, log_normalisers, best, k, rows, tokens, count, logprobs, ranks);
+void score_bfloat16(const BFloat16* logits, int64_t vocab, int64_t stride, const float* log_normalisers, const int32_t* best,
+                    int64_t k, const int64_t* rows, const int64_t* tokens, int64_t count, float* logprobs, int64_t* ranks) {
+    score(logits, vocab, stride, log_normalisers, best, k, rows, tokens, count, logprobs, ranks);
 }
 
 // Gumbel-max over each row of `logits` (B, V) at a temperature: `seeds`, `steps` (B,); `tokens`, `logprobs` (B,) of what
-// was drawn. `token_ids` (B, V), ascending, where the columns are not all tokens in order.
-void draw_float32(const float* logits, const int64_t* token_ids, int64_t rows, int64_t vocab, float temperature,
-                  const int64_t* seeds, const int64_t* steps, int64_t* tokens, float* logprobs) {
-    draw(logits, token_ids, rows, vocab, temperature, seeds, steps, tokens, logprobs);
+// was drawn. `token_ids` (B, V), ascending, where the columns are not all tokens in order. `log_normalisers` (B,) are the
+// log-sum-exps of logits over temperature, or null.
+void draw_float32(const float* logits, const int64_t* token_ids, int64_t rows, int64_t vocab, int64_t stride,
+                  float temperature, const int64_t* seeds, const int64_t* steps, const float* log_normalisers,
+                  int64_t* tokens, float* logprobs) {
+    draw(logits, token_ids, rows, vocab, stride, temperature, seeds, steps, log_normalisers, tokens, logprobs);
 }
 
-void draw_bfloat16(const BFloat16* logits, const int64_t* token_ids, int64_t rows, int64_t vocab, float temperature,
-                   const int64_t* seeds, const int64_t* steps, int64_t* tokens, float* logprobs) {
-    draw(logits, token_ids, rows, vocab, temperature, seeds, steps, tokens, logprobs);
+void draw_bfloat16(const BFloat16* logits, const int64_t* token_ids, int64_t rows, int64_t vocab, int64_t stride,
+                   float temperature, const int64_t* seeds, const int64_t* steps, const float* log_normalisers,
+                   int64_t* tokens, float* logprobs) {
+    draw(logits, token_ids, rows, vocab, stride, temperature, seeds, steps, log_normalisers, tokens, logprobs);
 }
 
 // Which tokens of each row are the fewest, most preferred first, whose weights reach `goals` (B,): `preferences`, `weights`,

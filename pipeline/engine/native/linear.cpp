@@ -46,19 +46,19 @@ bool multiplies_float32() {
 bool multiplies_bfloat16() { return has_tiles(); }
 
 void linear_float32(const float* x, const float* weights, const float* bias, int64_t rows, int64_t inputs, int64_t outputs,
-                    int64_t is_gelu, float* out) {
+                    int64_t is_gelu, const Layout* layout, float* out) {
 #ifdef HAS_TILES
-    if (has_tiles()) return Tiles<float>::linear(x, weights, bias, rows, inputs, outputs, is_gelu, out);
+    if (has_tiles()) return Tiles<float>::linear(x, weights, bias, rows, inputs, outputs, is_gelu, *layout, out);
 #endif
 #ifdef HAS_WIDE
-    Wide::multiply(x, weights, bias, rows, inputs, outputs, is_gelu, out);
+    Wide::multiply(x, weights, bias, rows, inputs, outputs, is_gelu, *layout, out);
 #endif
 }
 
 void linear_bfloat16(const BFloat16* x, const BFloat16* weights, const float* bias, int64_t rows, int64_t inputs,
-                     int64_t outputs, int64_t is_gelu, BFloat16* out) {
+                     int64_t outputs, int64_t is_gelu, const Layout* layout, BFloat16* out) {
 #ifdef HAS_TILES
-    Tiles<BFloat16>::linear(x, weights, bias, rows, inputs, outputs, is_gelu, out);
+    Tiles<BFloat16>::linear(x, weights, bias, rows, inputs, outputs, is_gelu, *layout, out);
 #endif
 }
 
@@ -70,8 +70,8 @@ void mlp_float32(const float* x, const float* weights_in, const float* bias_in, 
 #ifdef HAS_WIDE
     static thread_local Scratch scratch;
     float* between = scratch.take<float>(rows * inner);
-    Wide::multiply(x, weights_in, bias_in, rows, inputs, inner, true, between);
-    Wide::multiply(between, weights_out, bias_out, rows, inner, inputs, false, out);
+    Wide::multiply(x, weights_in, bias_in, rows, inputs, inner, true, {inner, GROUP}, between);
+    Wide::multiply(between, weights_out, bias_out, rows, inner, inputs, false, {inputs, GROUP}, out);
 #endif
 }
 

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "fetch.h"
+#include "linear.h"
 #include "scratch.h"
 #include "vectors.h"
 
@@ -74,8 +75,11 @@ struct Format<BFloat16> {
     }
     static void put(const BFloat16* x, char* to) { std::memcpy(to, x, LINE); }
 
-    static void store(__m512 left, __m512 right, __mmask32 is_there, BFloat16* to) {
-        _mm512_mask_storeu_epi16(to, is_there, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(right, left)));
+    static void store(__m512 left, __m512 right, BFloat16* to) {
+        _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(right, left)));
+    }
+    static void stream(__m512 left, __m512 right, BFloat16* to) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(right, left)));
     }
 
     static __m512 activated(__m512 x) { return rough_gelu(x); }
@@ -94,9 +98,13 @@ struct Format<float> {
     }
     static void put(const float* x, char* to) { put(_mm512_loadu_ps(x), _mm512_loadu_ps(x + SIDE), to); }
 
-    static void store(__m512 left, __m512 right, __mmask32 is_there, float* to) {
-        _mm512_mask_storeu_ps(to, static_cast<__mmask16>(is_there), left);
-        _mm512_mask_storeu_ps(to + SIDE, static_cast<__mmask16>(is_there >> SIDE), right);
+    static void store(__m512 left, __m512 right, float* to) {
+        _mm512_storeu_ps(to, left);
+        _mm512_storeu_ps(to + SIDE, right);
+    }
+    static void stream(__m512 left, __m512 right, float* to) {
+        _mm512_stream_ps(to, left);
+        _mm512_stream_ps(to + SIDE, right);
     }
 
     static __m512 activated(__m512 x) { return reinterpret_cast<__m512>(gelu(reinterpret_cast<Floats>(x))); }
@@ -146,15 +154,33 @@ struct PackedRows {
     char* start;
 };
 
-// Puts outputs into rows of a matrix, as many columns as it has.
+// Puts outputs where they are asked for. More than the caches hold go past them: reading what is about to be overwritten would
+// take as long as writing.
 template <typename Element>
-struct ToRows {
-    Element* out;
-    int64_t outputs;
+class ToRows {
+  public:
+    ToRows(Element* out, const Layout& layout, int64_t bytes)
+        : out(out), layout(layout), is_streamed(bytes > MOST && is_aligned(out, layout)) {}
+    ToRows(const ToRows&) = delete;
+    ~ToRows() {
+        if (is_streamed) _mm_sfence();
+    }
 
     void operator()(int64_t row, int64_t column, __m512 left, __m512 right) const {
-        const __mmask32 is_there = outputs - column >= STEP ? ~0u : (1u << (outputs - column)) - 1;
-        Format<Element>::store(left, right, is_there, out + row * outputs + column);
+        Element* to = out + row * layout.row + column / GROUP * layout.group;
+        is_streamed ? Format<Element>::stream(left, right, to) : Format<Element>::store(left, right, to);
+    }
+
+  private:
+    static constexpr int64_t MOST = 4 << 20;  // bytes
+
+    Element* const out;
+    const Layout layout;
+    const bool is_streamed;
+
+    static bool is_aligned(const Element* out, const Layout& layout) {
+        const int64_t strides = (layout.row | layout.group) * sizeof(Element);
+        return (reinterpret_cast<uintptr_t>(out) | strides) % LINE == 0;
     }
 };
 
@@ -208,18 +234,18 @@ class Split {
 
 template <typename Element>
 struct Tiles {
-    static constexpr int64_t COLUMNS = 2 * SIDE;
+    static constexpr int64_t COLUMNS = GROUP;
 
     // See `linear_float32`.
     static void linear(const Element* x, const Element* weights, const float* bias, int64_t rows, int64_t inputs,
-                       int64_t outputs, int64_t is_gelu, Element* out) {
+                       int64_t outputs, int64_t is_gelu, const Layout& layout, Element* out) {
         const int64_t bytes = inputs * COLUMNS * sizeof(Element), groups = up(outputs, COLUMNS);
         const char* start = reinterpret_cast<const char*>(weights);
         const PackedWeights by{start, bytes, start + groups * bytes};
         in_pieces(rows, inputs, [&](int64_t first, int64_t count) {
             const PackedRows<Element> packed(scratch.outer, count, inputs);
             packed.fill(x + first * inputs);
-            const ToRows<Element> put{out + first * outputs, outputs};
+            const ToRows<Element> put(out + first * layout.row, layout, count * outputs * sizeof(Element));
             is_gelu ? multiply<true>(packed, by, bias, outputs, own_sums(count), put)
                     : multiply<false>(packed, by, bias, outputs, own_sums(count), put);
         });
@@ -237,6 +263,7 @@ struct Tiles {
             outer.fill(x + first * inputs);
             const int64_t area = whole_blocks(count) * COLUMNS;
             float* sums = scratch.all_sums.template take<float>(area * (inputs / COLUMNS));
+            const ToRows<Element> put(out + first * inputs, {inputs, GROUP}, count * inputs * sizeof(Element));
             for (int64_t state = 0, end; state < inner; state = end) {
                 end = std::min(state + panel, inner);
                 const char* own_in = in + state * inputs * sizeof(Element);
@@ -246,7 +273,7 @@ struct Tiles {
                 multiply<true>(outer, {own_in, inputs * WIDTH, own_back}, bias_in + state, end - state, own_sums(count),
                                ToInputs<Element>{between});
                 multiply<false>(between, {own_back, inner * WIDTH, next}, bias_out, inputs,
-                                {sums, area, state == 0, end == inner}, ToRows<Element>{out + first * inputs, inputs});
+                                {sums, area, state == 0, end == inner}, put);
             }
         });
     }
@@ -287,7 +314,7 @@ struct Tiles {
         const Shapes shapes;
         _tile_loadconfig(&shapes);
         const int64_t bytes = x.steps * BYTES, turns = x.num_blocks() * TURNS;
-        const int64_t rounds = Fetch::rounds(bytes, x.steps * turns), lines = up(2 * SIDE, turns);
+        const int64_t lines = up(2 * SIDE, turns);
         char *ready = nullptr, *coming = nullptr;
         if (IS_SPLIT) {
             ready = scratch.parts.template take<char>(2 * x.slab * Rows::BYTES);
@@ -299,14 +326,14 @@ struct Tiles {
         for (int64_t column = 0; column < outputs; column += COLUMNS, group += weights.stride, own += sums.stride) {
             const bool is_last = column + COLUMNS >= outputs;
             const char* next = is_last ? weights.next : group + weights.stride;
-            Fetch fetch(next, next + bytes / 2, bytes / 2);
+            Fetch fetch(next, next + bytes / 2, bytes / 2, 4 * x.steps * turns, x.rows < 128 ? Fetch::MOST : Fetch::FEW);
             for (int64_t step = 0, end; step < x.steps; step = end) {
                 end = std::min(step + x.slab, x.steps);
                 const bool is_end = end == x.steps;
                 const int64_t following = is_end ? is_last ? 0 : std::min(x.slab, x.steps) : std::min(x.slab, x.steps - end);
                 Split split(is_end ? next : group + end * BYTES, coming, IS_SPLIT ? following : 0);
                 const auto meanwhile = [&](int64_t quarter) {
-                    fetch.some((rounds + quarter) / 4);
+                    fetch.some();
                     if (IS_SPLIT && quarter == 0) split.some(lines);
                 };
                 const char* by = IS_SPLIT ? ready : group + step * BYTES;

@@ -41,6 +41,37 @@ inline float total(Floats values) {
     return (values + turned<1>(values))[0];
 }
 
+// Combines each block of STEP lanes with the next one, those of `left` into even blocks and those of `right` into odd ones.
+template <int STEP, typename Combine>
+inline Floats folded(Floats left, Floats right, const Combine& combine) {
+    constexpr auto from = [](int lane, bool is_upper) {
+        const int within = lane % (2 * STEP), start = lane - within;
+        const bool is_right = within >= STEP;
+        return start + within % STEP + (is_upper ? STEP : 0) + (is_right ? LANES : 0);
+    };
+#define LANES_OF(upper)                                                                                               \
+    from(0, upper), from(1, upper), from(2, upper), from(3, upper), from(4, upper), from(5, upper), from(6, upper),    \
+        from(7, upper), from(8, upper), from(9, upper), from(10, upper), from(11, upper), from(12, upper),             \
+        from(13, upper), from(14, upper), from(15, upper)
+    return combine(__builtin_shufflevector(left, right, LANES_OF(false)),
+                   __builtin_shufflevector(left, right, LANES_OF(true)));
+#undef LANES_OF
+}
+
+// Lane i of the result is what the lanes of vector i come to.
+template <typename Combine>
+inline Floats folded_all(Floats (&vectors)[LANES], const Combine& combine) {
+    for (int i = 0; i < 8; ++i) vectors[i] = folded<8>(vectors[i], vectors[i + 8], combine);
+    for (int i = 0; i < 4; ++i) vectors[i] = folded<4>(vectors[i], vectors[i + 4], combine);
+    for (int i = 0; i < 2; ++i) vectors[i] = folded<2>(vectors[i], vectors[i + 2], combine);
+    return folded<1>(vectors[0], vectors[1], combine);
+}
+
+inline Floats totals(Floats (&vectors)[LANES]) {
+    return folded_all(vectors, [](Floats left, Floats right) { return left + right; });
+}
+inline Floats tops(Floats (&vectors)[LANES]) { return folded_all(vectors, higher); }
+
 // e^x for x <= 0, within 2 units in the last place; 0 below -87. Cody and Waite's reduction, a polynomial of degree 6.
 inline Floats exp_nonpositive(Floats x) {
     const Floats floor = broadcast(-87.0f);
