@@ -13,9 +13,9 @@ constexpr int64_t LINE = 64;  // bytes that memory gives at once
 // follows each of them with fetches of its own, and so has more under way than it would for one.
 class Fetch {
   public:
-    static constexpr int FEW = 4, MOST = 8;  // places
+    static constexpr int FEW = 4, MOST = 10;  // places
 
-    // Two areas of so many bytes each, spread over about so many calls of `some`.
+    // Two areas of so many bytes each, spread over about so many calls of `some`; from few places, or from most.
     Fetch(const void* one, const void* other, int64_t bytes, int64_t calls, int places = FEW)
         : places(places), num_lines((bytes + places / 2 * LINE - 1) / (places / 2 * LINE)), calls(calls) {
         const int each = places / 2;
@@ -27,8 +27,9 @@ class Fetch {
     // What is due, as long as there is anything.
     void some() {
         for (due += num_lines; due >= calls && next < num_lines; due -= calls, ++next) {
-            fetch_few(starts);
-            if (places > FEW) fetch_few(starts + FEW);
+            for (int place = 0; place < FEW; ++place) fetch(place);
+            if (places == FEW) continue;
+            for (int place = FEW; place < MOST; ++place) fetch(place);
         }
     }
 
@@ -38,9 +39,7 @@ class Fetch {
     const int64_t num_lines, calls;
     int64_t next = 0, due = 0;
 
-    void fetch_few(const char* const* from) const {
-        for (int place = 0; place < FEW; ++place) __builtin_prefetch(from[place] + next * LINE, 0, 2);
-    }
+    void fetch(int place) const { __builtin_prefetch(starts[place] + next * LINE, 0, 2); }
 };
 
 }  // namespace
