@@ -100,7 +100,7 @@ struct Fused {
         for (const int64_t end = column + count; column < end;) {
             const int64_t within = column % GROUP, some = std::min(GROUP - within, end - column);
             const Element* from = start + token * layout.row + column / GROUP * layout.group + within;
-            if (some == GROUP) {
+            if (some == GROUP) {  // a size that the compiler knows takes no call
                 std::memcpy(to, from, GROUP * sizeof(Element));
             } else {
                 std::memcpy(to, from, some * sizeof(Element));
@@ -113,7 +113,7 @@ struct Fused {
 // What attention works in: room for Q queries.
 template <typename Element>
 struct Room {
-    std::vector<Element> queries;
+    std::vector<Element> query;  // of one at a time
     std::vector<float> scores, scaled;
     int64_t stride;
 };
@@ -127,7 +127,7 @@ inline void attend_head(const Fused<Element>& fused, int64_t token, int64_t colu
     const int64_t d_size = FIXED ? FIXED : size, seen = count + Q - 1;
     float *scores = room.scores.data(), *scaled = room.scaled.data(), shares[Q];
     for (int q = 0; q < Q; ++q, scaled += d_size) {
-        Element* const query = room.queries.data();
+        Element* const query = room.query.data();
         fused.copy(token + q, column, d_size, query);
         int64_t d = 0;
         for (; d + PAIR <= d_size; d += PAIR) {

@@ -6,9 +6,10 @@
 
 #include "vectors.h"
 
-constexpr int64_t GROUP = 32;  // outputs that are taken together
+constexpr int64_t GROUP = 32;  // outputs that are taken together; Python has the same
 
-// Where outputs lie, in elements: from a row to the next, and from a group of outputs of a row to its next one.
+// Where outputs lie, in elements: from a row to the next, and from a group of outputs of a row to its next one. Python has the
+// same.
 struct Layout {
     int64_t row, group;
 };

@@ -157,12 +157,12 @@ struct PackedRows {
 // Puts outputs where they are asked for. More than the caches hold go past them: reading what is about to be overwritten would
 // take as long as writing.
 template <typename Element>
-class ToRows {
+class ToLayout {
   public:
-    ToRows(Element* out, const Layout& layout, int64_t bytes)
+    ToLayout(Element* out, const Layout& layout, int64_t bytes)
         : out(out), layout(layout), is_streamed(bytes > MOST && is_aligned(out, layout)) {}
-    ToRows(const ToRows&) = delete;
-    ~ToRows() {
+    ToLayout(const ToLayout&) = delete;
+    ~ToLayout() {
         if (is_streamed) _mm_sfence();
     }
 
@@ -245,7 +245,7 @@ struct Tiles {
         in_pieces(rows, inputs, [&](int64_t first, int64_t count) {
             const PackedRows<Element> packed(scratch.outer, count, inputs);
             packed.fill(x + first * inputs);
-            const ToRows<Element> put(out + first * layout.row, layout, count * outputs * sizeof(Element));
+            const ToLayout<Element> put(out + first * layout.row, layout, count * outputs * sizeof(Element));
             is_gelu ? multiply<true>(packed, by, bias, outputs, own_sums(count), put)
                     : multiply<false>(packed, by, bias, outputs, own_sums(count), put);
         });
@@ -263,7 +263,7 @@ struct Tiles {
             outer.fill(x + first * inputs);
             const int64_t area = whole_blocks(count) * COLUMNS;
             float* sums = scratch.all_sums.template take<float>(area * (inputs / COLUMNS));
-            const ToRows<Element> put(out + first * inputs, {inputs, GROUP}, count * inputs * sizeof(Element));
+            const ToLayout<Element> put(out + first * inputs, {inputs, GROUP}, count * inputs * sizeof(Element));
             for (int64_t state = 0, end; state < inner; state = end) {
                 end = std::min(state + panel, inner);
                 const char* own_in = in + state * inputs * sizeof(Element);
@@ -326,15 +326,16 @@ struct Tiles {
         for (int64_t column = 0; column < outputs; column += COLUMNS, group += weights.stride, own += sums.stride) {
             const bool is_last = column + COLUMNS >= outputs;
             const char* next = is_last ? weights.next : group + weights.stride;
-            Fetch fetch(next, next + bytes / 2, bytes / 2, 4 * x.steps * turns, x.rows < 128 ? Fetch::MOST : Fetch::FEW);
+            const int places = x.rows < 128 ? Fetch::MOST : Fetch::FEW;  // of more rows the products set the pace
+            Fetch fetch(next, next + bytes / 2, bytes / 2, 4 * x.steps * turns, places);
             for (int64_t step = 0, end; step < x.steps; step = end) {
                 end = std::min(step + x.slab, x.steps);
                 const bool is_end = end == x.steps;
                 const int64_t following = is_end ? is_last ? 0 : std::min(x.slab, x.steps) : std::min(x.slab, x.steps - end);
                 Split split(is_end ? next : group + end * BYTES, coming, IS_SPLIT ? following : 0);
-                const auto meanwhile = [&](int64_t quarter) {
+                const auto meanwhile = [&](bool is_fourth) {  // of a term
                     fetch.some();
-                    if (IS_SPLIT && quarter == 0) split.some(lines);
+                    if (IS_SPLIT && is_fourth) split.some(lines);
                 };
                 const char* by = IS_SPLIT ? ready : group + step * BYTES;
                 for (int64_t row = 0; row < x.rows; row += Rows::ROWS) {
@@ -401,14 +402,14 @@ struct Tiles {
             constexpr bool IS_X_NEW = TERM.x != BEFORE.x, ARE_WEIGHTS_NEW = TERM.weights != BEFORE.weights;
             const char *x = from + TERM.x * BLOCK, *weights = by + TERM.weights * BLOCK;
             if (ARE_WEIGHTS_NEW) _tile_loadd(6, weights, LINE);
-            meanwhile(3);
+            meanwhile(false);
             if (IS_X_NEW) _tile_loadd(4, x, LINE);
-            meanwhile(1);
+            meanwhile(false);
             _tile_dpbf16ps(0, 4, 6);
             if (ARE_WEIGHTS_NEW) _tile_loadd(7, weights + TILE, LINE);
-            meanwhile(2);
+            meanwhile(false);
             _tile_dpbf16ps(1, 4, 7);
-            meanwhile(0);
+            meanwhile(true);
             if (IS_PAIR) {
                 if (IS_X_NEW) _tile_loadd(5, x + TILE, LINE);
                 _tile_dpbf16ps(2, 5, 6);
