@@ -9,14 +9,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.cache import SlotCache, place
+from pipeline.engine.cache import PAGE, SlotCache, place, span
 
 Rows = Sequence[Sequence[int]]
 
 
-def cache_of(*rows: Sequence[int], capacities: Sequence[int]) -> SlotCache:
+def cache_of(*rows: Sequence[int], capacities: Sequence[int], is_mirrored: bool = True) -> SlotCache:
     """A cache of two layers and two heads whose keys show token and layer, and whose values are their negatives."""
-    cache = SlotCache(layers=2, capacities=capacities, heads=2, head_size=3, dtype=torch.float32, device="cpu")
+    cache = SlotCache(
+        layers=2,
+        capacities=capacities,
+        heads=2,
+        head_size=3,
+        dtype=torch.float32,
+        device="cpu",
+        is_mirrored=is_mirrored,
+    )
     for slot, row in enumerate(rows):
         write(cache, slot, row)
     return cache
@@ -24,10 +32,11 @@ def cache_of(*rows: Sequence[int], capacities: Sequence[int]) -> SlotCache:
 
 def write(cache: SlotCache, slot: int, row: Sequence[int]) -> None:
     """Put these tokens into a slot."""
-    tokens, (keys, values) = torch.tensor(row, dtype=torch.int64), cache.of_slot(slot)
+    tokens, (keys, values) = torch.tensor(row, dtype=torch.int64), span(cache, slot, 0, len(row))
     cache.token_ids[slot, : len(row)], cache.lengths[slot] = tokens, len(row)
-    keys[:, :, : len(row)] = tokens[:, None] + torch.tensor([0, 100])[:, None, None, None]
-    values[:, :, : len(row)] = -keys[:, :, : len(row)]
+    shown = tokens[:, None] + torch.tensor([0, 100])[:, None, None, None]
+    keys[:] = shown.flip(2) if cache.is_mirrored else shown
+    values[:] = -shown
 
 
 def contents(cache: SlotCache) -> list[list[int]]:
@@ -35,9 +44,9 @@ def contents(cache: SlotCache) -> list[list[int]]:
     rows = [row[:length] for row, length in zip(cache.token_ids.tolist(), cache.lengths.tolist(), strict=True)]
     for slot, row in enumerate(rows):
         shown = torch.tensor(row).view(-1, 1) + torch.tensor([0.0, 100.0]).view(2, 1, 1, 1)
-        keys, values = (each[:, :, : len(row)] for each in cache.of_slot(slot))
-        assert torch.equal(keys, shown.expand(2, 2, -1, 3))
-        assert torch.equal(values, -keys)
+        keys, values = span(cache, slot, 0, len(row))
+        assert torch.equal(keys.flip(2) if cache.is_mirrored else keys, shown.expand(2, 2, -1, 3))
+        assert torch.equal(values, -shown.expand(2, 2, -1, 3))
     return rows
 
 
@@ -46,14 +55,39 @@ def test_a_new_cache_is_empty_and_zero(capacities: list[int]) -> None:
     cache = SlotCache(layers=2, capacities=capacities, heads=4, head_size=6, dtype=torch.bfloat16, device="cpu")
     assert (cache.num_slots, cache.num_positions) == (3, 5)
     assert cache.lengths.tolist() == [0, 0, 0]
-    for tensor in (cache.keys, cache.values):
-        assert tensor.shape == (2, 4 * sum(capacities), 6)
-        assert tensor.dtype == torch.bfloat16
-        assert not tensor.any()
-    assert [cache.of_slot(slot)[0].shape for slot in range(3)] == [(2, 4, room, 6) for room in capacities]
+    assert cache.kept.shape == (2, 2 * 4 * sum(capacities), 6)
+    assert cache.kept.dtype == torch.bfloat16
+    assert not cache.kept.any()
+    assert cache.kept.data_ptr() % PAGE == 0
+    for slot, room in enumerate(capacities):
+        assert [each.shape for each in span(cache, slot, 0, room)] == [(2, 4, room, 6)] * 2
 
 
-@pytest.mark.parametrize("capacities", [[4, 4, 4, 4], [7, 6, 5, 4]], ids=["alike", "uneven"])
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_a_layer_keeps_prompts_as_the_cache_reads_them(is_mirrored: bool) -> None:
+    capacities, lengths = [4, 3, 2] if is_mirrored else [4, 4, 4], [3, 1]
+    cache = cache_of(capacities=capacities, is_mirrored=is_mirrored)
+    keys, values = torch.randn(2, 2, 2, 3, 3)
+    cache.layer(1).keep(1, lengths, keys, values)
+    for row, length in enumerate(lengths):
+        own_keys, own_values = (each[1] for each in span(cache, 1 + row, 0, length))
+        assert torch.equal(own_keys.flip(1) if is_mirrored else own_keys, keys[row, :, :length])
+        assert torch.equal(own_values, values[row, :, :length])
+    assert not cache.kept[0].any()
+    assert not any(each.any() for each in span(cache, 0, 0, 4))
+
+
+def test_where_keys_lie_backwards_those_of_a_head_end_where_its_values_begin() -> None:
+    cache = cache_of([1, 2, 3], capacities=[4, 2])
+    of_head = cache.kept[0].view(2, 6, 2, 3)[0, :4].flatten(0, 1)[:, 0]
+    assert of_head.tolist() == [0, 3, 2, 1, -1, -2, -3, 0]
+
+
+@pytest.mark.parametrize(
+    ("capacities", "is_mirrored"),
+    [([4, 4, 4, 4], False), ([4, 4, 4, 4], True), ([7, 6, 5, 4], True)],
+    ids=["alike", "mirrored", "uneven"],
+)
 @pytest.mark.parametrize(
     ("sources", "expected"),
     [
@@ -67,9 +101,9 @@ def test_a_new_cache_is_empty_and_zero(capacities: list[int]) -> None:
     ids=["nothing-left", "all-stay", "hole-filled", "all-moved", "spread", "beams"],
 )
 def test_rearrange_gives_each_slot_what_its_source_held_and_empties_those_behind(
-    sources: list[int], expected: list[list[int]], capacities: list[int]
+    sources: list[int], expected: list[list[int]], capacities: list[int], is_mirrored: bool
 ) -> None:
-    cache = cache_of([1, 2], [3], [4, 5, 6], [7, 8], capacities=capacities)
+    cache = cache_of([1, 2], [3], [4, 5, 6], [7, 8], capacities=capacities, is_mirrored=is_mirrored)
     cache.rearrange(sources, [4] * len(sources))
     assert contents(cache) == expected
 
@@ -98,12 +132,12 @@ def test_new_rows_get_the_least_room_that_will_do() -> None:
 
 def test_clear_zeroes_the_keys_and_values_of_some_slots_only() -> None:
     cache = cache_of([1, 2], [3], [4, 5, 6], capacities=[5, 4, 3])
-    for slot in (0, 2):
-        for each in cache.of_slot(slot):
-            each.fill_(float("nan"))
+    whole = [each for slot, room in ((0, 5), (2, 3)) for each in span(cache, slot, 0, room)]
+    for each in whole:
+        each.fill_(float("nan"))
     cache.clear([0, 2])
     assert contents(cache) == [[], [3], []]
-    assert not any(each.any() for slot in (0, 2) for each in cache.of_slot(slot))
+    assert not any(each.any() for each in whole)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +178,7 @@ def test_place_gives_every_row_its_own_slot_and_moves_as_few_as_possible(sources
 def test_a_chain_of_rearrangements_equals_one_on_plain_lists(
     rows: list[list[int]], moves: list[list[int]], capacities: list[int]
 ) -> None:
-    cache = cache_of(*rows, capacities=capacities)
+    cache = cache_of(*rows, capacities=capacities, is_mirrored=capacities[0] != capacities[-1])
     for wanted in moves:
         in_slots = sorted(zip(place(wanted), wanted, strict=True))
         sources = [source for _, source in in_slots]

@@ -87,7 +87,7 @@ def ways_through(model: GPT2, num_prompts: int) -> list[torch.Tensor]:
     whole = model.prefill(cache, 0, prompts)
     ends = model.prefill(cache, len(prompts), prompts, num_last=[min(2, len(prompt)) for prompt in prompts])
     step = model.decode(cache, [slot % 50 for slot in range(2 * len(prompts))])
-    return [*(states.last for states in [*whole, *ends, step]), cache.keys, cache.values]
+    return [*(states.last for states in [*whole, *ends, step]), cache.kept]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -154,8 +154,7 @@ def test_the_last_states_alone_equal_those_of_all_tokens(values: dict[str, Any])
     for all_states, states, count in zip(whole, ends, num_last, strict=True):
         torch.testing.assert_close(states.last, all_states.last[-count:], atol=1e-5, rtol=0)
         assert torch.equal(states.early[0], all_states.early[0])
-    assert torch.equal(caches[0].keys, caches[1].keys)
-    assert torch.equal(caches[0].values, caches[1].values)
+    assert torch.equal(caches[0].kept, caches[1].kept)
 
 
 def test_every_variant_differs_from_the_plain_model() -> None:
@@ -189,8 +188,24 @@ def test_the_model_knows_its_sizes() -> None:
     assert model.device == "cpu"
     assert model.kv_bytes_per_token == 2 * 2 * 32 * 4
     cache = model.new_cache([9, 7, 5])
-    assert cache.keys.nbytes + cache.values.nbytes == (9 + 7 + 5) * model.kv_bytes_per_token
+    assert cache.kept.nbytes == (9 + 7 + 5) * model.kv_bytes_per_token
     assert GPT2(source_model(n_layer=2).bfloat16()).kv_bytes_per_token == 2 * 2 * 32 * 2
+
+
+@pytest.mark.parametrize(
+    ("head_size", "dtype", "expected"),
+    [
+        (64, torch.bfloat16, [32, 32, 64, 96, 100]),  # 128 bytes of 4,096
+        (64, torch.float32, [16, 32, 48, 80, 100]),
+        (48, torch.float32, [1, 32, 33, 70, 97]),  # 192 bytes: no page has a whole number of them
+        (32, torch.bfloat16, [1, 32, 33, 70, 97]),  # a line each
+    ],
+)
+def test_slots_have_whole_pages_of_keys_but_no_more_than_the_model_has_positions(
+    head_size: int, dtype: torch.dtype, expected: list[int]
+) -> None:
+    model = GPT2(source_model(n_embd=2 * head_size, n_head=2, n_positions=100).to(dtype))
+    assert [model.whole_pages(count) for count in (1, 32, 33, 70, 97)] == expected
 
 
 def test_an_unknown_activation_is_refused_by_name() -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.engine import attention, native
-from pipeline.engine.cache import LayerCache
+from pipeline.engine.cache import LayerCache, span
 from pipeline.engine.filters import plain_keep_mass, plain_pack
 from pipeline.engine.linear import ACTIVATIONS, IDENTITY, Shelf, linear
 from pipeline.engine.measure import plain_measure, plain_score
@@ -237,23 +237,31 @@ def test_what_is_kept_is_packed_as_in_plain_torch(vocab: int, seed: int, share: 
 
 
 def layer_of(
-    dtype: torch.dtype, heads: int, size: int, capacities: list[int], order: list[int], seed: int
+    dtype: torch.dtype,
+    heads: int,
+    size: int,
+    capacities: list[int],
+    order: list[int],
+    seed: int,
+    *,
+    is_mirrored: bool = True,
 ) -> LayerCache:
     """Random keys and values; slots lie in `order`, and hold the same, up to their ends, whatever that and they are."""
     generator = torch.Generator().manual_seed(seed)
-    held = torch.randn((2, len(capacities), heads, 80, size), generator=generator).to(dtype)
-    kept = [torch.cat([each[slot, :, : capacities[slot]].reshape(-1, size) for slot in order]) for each in held]
+    keys, values = torch.randn((2, len(capacities), heads, 80, size), generator=generator).to(dtype)
+    rooms = [(slot, capacities[slot]) for slot in order]
+    pairs = [(keys[slot, :, :room], values[slot, :, :room]) for slot, room in rooms]
+    kept = [torch.cat([one.flip(1) if is_mirrored else one, other], 1).reshape(-1, size) for one, other in pairs]
     starts = [sum(capacities[before] for before in order[: order.index(slot)]) for slot in range(len(order))]
-    are_alike = {*capacities} == {capacities[0]} and order == sorted(order)
-    return LayerCache(kept[0], kept[1], heads, torch.tensor(starts), torch.tensor(capacities), are_alike)
+    return LayerCache(torch.cat(kept), heads, torch.tensor(starts), torch.tensor(capacities), is_mirrored)
 
 
 def rows_of(layer: LayerCache, lengths: list[int]) -> list[torch.Tensor]:
     """What the first positions of each slot hold, keys and values."""
     rows = []
-    for start, room, length in zip(layer.starts.tolist(), layer.capacities.tolist(), lengths, strict=True):
-        spans = (each[start * layer.heads : (start + room) * layer.heads] for each in (layer.keys, layer.values))
-        rows += [span.view(layer.heads, room, -1)[:, :length] for span in spans]
+    for slot, length in enumerate(lengths):
+        keys, values = span(layer, slot, 0, length)
+        rows += [keys.flip(1) if layer.is_mirrored else keys, values]
     return rows
 
 
@@ -270,7 +278,7 @@ def test_attention_equals_plain_torch_wherever_slots_lie(
 ) -> None:
     rng, count = random.Random(seed), len(positions)
     capacities = [position + 1 + rng.randrange(9) for position in positions]
-    alike = layer_of(dtype, heads, size, [80] * count, [*range(count)], seed)
+    alike = layer_of(dtype, heads, size, [80] * count, [*range(count)], seed, is_mirrored=False)
     uneven = layer_of(dtype, heads, size, capacities, rng.sample(range(count), count), seed)
     fused = torch.randn((count, 3 * heads * size), generator=torch.Generator().manual_seed(seed)).to(dtype)
     places = torch.arange(count), torch.tensor(positions)
@@ -297,7 +305,10 @@ def test_attention_within_prompts_equals_plain_torch_wherever_slots_lie(
     rng, count = random.Random(seed), len(lengths) + 2
     capacities = [40] * count if are_alike else [3, 9, *(length + rng.randrange(9) for length in lengths)]
     order = [*range(count)] if are_alike else rng.sample(range(count), count)
-    plain, compiled = (layer_of(dtype, heads, size, capacities, order, seed) for _ in range(2))
+    plain, compiled = (
+        layer_of(dtype, heads, size, capacities, order, seed, is_mirrored=is_mirrored)
+        for is_mirrored in (not are_alike, True)
+    )
     tokens = attention.PromptTokens(lengths, 2, "cpu")
     fused = torch.randn((sum(lengths), 3 * heads * size), generator=torch.Generator().manual_seed(seed)).to(dtype)
     expected = tokens.plain_attend(fused, plain, size**-0.5)
@@ -310,13 +321,13 @@ def test_attention_within_prompts_equals_plain_torch_wherever_slots_lie(
 
 def test_what_lies_past_a_row_is_not_looked_at_and_nan_inside_it_shows() -> None:
     assert KERNELS is not None
-    keys, values = torch.randn(2, 8, 16)
-    keys[4:], values[4:] = float("nan"), float("nan")
+    layer = LayerCache(torch.randn(16, 16), 1, torch.tensor([0]), torch.tensor([8]), True)
+    for each in span(layer, 0, 4, 8):
+        each.fill_(float("nan"))
     fused = torch.randn(1, 48)
-    layer = LayerCache(keys, values, 1, torch.tensor([0]), torch.tensor([8]), True)
     places = torch.tensor([0]), torch.tensor([3])
     assert KERNELS.attend(fused, layer, *places, 0.25).isfinite().all()
-    keys[1] = float("nan")
+    span(layer, 0, 1, 2)[0].fill_(float("nan"))
     assert KERNELS.attend(fused, layer, *places, 0.25).isnan().all()
 
 

@@ -235,7 +235,7 @@ def test_rows_that_run_on_into_nan_leave_none_for_those_that_come_after_them() -
     assert not any(isinstance(each.completions, RowError) for each in found)
     assert_same(found, engine_for(model, max_slots=3).generate(work + longer))
     (cache,) = [each.cache for each in strides._strides.values()]
-    assert not cache.keys.isnan().any()
+    assert not cache.kept.isnan().any()
 
 
 def test_a_cache_that_is_used_again_knows_nothing_of_the_rows_before() -> None:
@@ -269,7 +269,7 @@ def test_caches_of_another_shape_share_the_memory_of_the_largest() -> None:
         kept.append(ref([*engine._strides.values()][-1]))
     assert [each() is not None for each in kept] == [False, True, True, True]
     assert [*engine._strides] == [(5, 64), (5, 8)]  # what came before the largest went with its memory
-    large, small = (each.cache.keys.untyped_storage().data_ptr() for each in engine._strides.values())
+    large, small = (each.cache.kept.untyped_storage().data_ptr() for each in engine._strides.values())
     assert large == small
 
 

@@ -26,11 +26,12 @@ def advance(turn: Turn, units: Sequence[Unit]) -> None:
 
 def _by_kind(turn: Turn, units: Sequence[Unit]) -> list[list[Unit]]:
     """Units of each kind of strategy. One for which the model broke down gets its `result` here."""
-    is_finite = turn.measures.log_normalisers.isfinite().tolist()
+    is_broken = ~turn.measures.log_normalisers.isfinite()
+    broken = {turn.first_slot + row for row in is_broken.nonzero()[:, 0].tolist()}
     groups: dict[int, list[Unit]] = defaultdict(list)
     for unit in units:
         slots = [slot for row in unit.state.running for slot in row.slots]
-        if all(is_finite[slot - turn.first_slot] for slot in slots):
+        if broken.isdisjoint(slots):
             groups[id(unit.state.ending.kind)].append(unit)
         else:
             unit.result = not_finite(unit.state.running[0].num_generated)

@@ -17,65 +17,70 @@ import numpy as np
 import torch
 from torch import Tensor
 
+PAGE = 4096  # bytes
+
 
 class LayerCache(NamedTuple):
     """Keys and values of a layer.
 
     Attributes:
-        keys, values: (P * H, D), one slot's (H, T, D) after the other's.
+        kept: (2P * H, D), one slot after the other, of each the heads, of each (2T, D), the keys and then the values.
         starts, capacities: (C,) int64, on the host: of a slot's positions the first among all, and their number.
-        are_alike: whether all slots have the same room, and lie in their order.
+        is_mirrored: whether keys lie backwards, as the kernels want them. If not, all slots have the same room, and lie
+            in their order.
     """
 
-    keys: Tensor
-    values: Tensor
+    kept: Tensor
     heads: int
     starts: Tensor
     capacities: Tensor
-    are_alike: bool
+    is_mirrored: bool
 
     @property
     def head_size(self) -> int:
         """D."""
-        return self.keys.shape[1]
+        return self.kept.shape[1]
 
     def in_order(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of slots that are alike, (C, H, T, D) each."""
-        shape = (len(self.capacities), self.heads, -1, self.head_size)
-        return self.keys.view(shape), self.values.view(shape)
+        """Keys and values of slots that are not mirrored, (C, H, T, D) each."""
+        keys, values = self.kept.view(len(self.capacities), self.heads, 2, -1, self.head_size).unbind(2)
+        return keys, values
 
     def keep(self, first_slot: int, lengths: Sequence[int], keys: Tensor, values: Tensor) -> None:
         """Store prompts of these lengths, (B, H, T, D) padded on the right, in the slots from `first_slot` on."""
-        if self.are_alike:
+        if not self.is_mirrored:
             for kept, new in zip(self.in_order(), (keys, values), strict=True):
                 kept[first_slot : first_slot + len(new), :, : new.shape[2]] = new
             return
         for row, length in enumerate(lengths):
-            start, capacity = int(self.starts[first_slot + row]), int(self.capacities[first_slot + row])
-            for kept, new in ((self.keys, keys), (self.values, values)):
-                _slot_of(kept, self.heads, start, capacity)[:, :length] = new[row, :, :length]
+            own_keys, own_values = span(self, first_slot + row, 0, length)
+            own_keys[:] = keys[row, :, :length].flip(1)
+            own_values[:] = values[row, :, :length]
 
 
-def _slot_of(kept: Tensor, heads: int, start: int, capacity: int) -> Tensor:
-    """One slot's part of (..., P * H, D): (..., H, T, D)."""
-    part = kept.narrow(-2, start * heads, capacity * heads)
-    return part.view(*kept.shape[:-2], heads, capacity, kept.shape[-1])
+def span(cache: LayerCache | SlotCache, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+    """Keys and values at some positions of a slot, (..., H, N, D) each; mirrored keys are the last first."""
+    first, capacity = int(cache.starts[slot]), int(cache.capacities[slot])
+    of_slot = cache.kept.narrow(-2, 2 * first * cache.heads, 2 * capacity * cache.heads)
+    keys, values = of_slot.view(*of_slot.shape[:-2], cache.heads, 2, capacity, -1).unbind(-3)
+    of_keys = slice(capacity - end, capacity - start) if cache.is_mirrored else slice(start, end)
+    return keys[..., of_keys, :], values[..., start:end, :]
 
 
 class SlotCache:
     """Keys, values and token ids of every slot.
 
-    Slots that are alike stay where they are, in order, as a GPU wants them. Others change places with each other: what
-    a row holds goes with it, and nothing is copied but for rows that part.
+    Slots stay where they are, in order, as a GPU wants them; but those that are mirrored change places with each other:
+    what a row holds goes with it, and nothing is copied but for rows that part.
 
     Args:
-        capacities: positions of each slot, descending.
+        capacities: positions of each slot, descending; all the same, unless they are mirrored.
         memory: for keys and values; new memory by default. No masked position may hold NaN: it holds zeros, or what an
             earlier cache of the same dtype left there.
 
     Attributes:
-        keys, values: (L, P * H, D), of each layer as in `LayerCache`.
-        starts, capacities: as in `LayerCache`.
+        kept: (L, 2P * H, D), of each layer as in `LayerCache`.
+        heads, starts, capacities, is_mirrored: as in `LayerCache`.
         token_ids: (C, T) int64, the tokens whose keys and values are stored; T of the longest slot.
         lengths: (C,) int64, tokens per slot.
     """
@@ -90,14 +95,14 @@ class SlotCache:
         dtype: torch.dtype,
         device: str,
         memory: Memory | None = None,
+        is_mirrored: bool = False,
     ) -> None:
-        self._heads = heads
-        shape = (2, layers, sum(capacities) * heads, head_size)
+        self.heads, self.is_mirrored = heads, is_mirrored
+        shape = (layers, 2 * sum(capacities) * heads, head_size)
         num_bytes = math.prod(shape) * dtype.itemsize
-        self.keys, self.values = (memory or Memory()).take(num_bytes, device)[:num_bytes].view(dtype).view(shape)
+        self.kept = (memory or Memory()).take(num_bytes, device)[:num_bytes].view(dtype).view(shape)
         self.capacities = torch.tensor(capacities)
         self.starts = self.capacities.cumsum(0) - self.capacities
-        self._are_alike = capacities[0] == capacities[-1]
         self.token_ids = torch.zeros((len(capacities), capacities[0]), dtype=torch.int64, device=device)
         self.lengths = torch.zeros(len(capacities), dtype=torch.int64, device=device)
 
@@ -113,19 +118,11 @@ class SlotCache:
 
     def layer(self, index: int) -> LayerCache:
         """Of one layer."""
-        return LayerCache(
-            self.keys[index], self.values[index], self._heads, self.starts, self.capacities, self._are_alike
-        )
-
-    def of_slot(self, slot: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one slot, (L, H, T, D) each."""
-        start, capacity = int(self.starts[slot]), int(self.capacities[slot])
-        keys, values = (_slot_of(kept, self._heads, start, capacity) for kept in (self.keys, self.values))
-        return keys, values
+        return LayerCache(self.kept[index], self.heads, self.starts, self.capacities, self.is_mirrored)
 
     def make_room(self, first_slot: int, needs: Sequence[int]) -> None:
         """Give the slots from `first_slot` on room for rows that need so many positions; those before stay."""
-        if not self._are_alike:
+        if self.is_mirrored:
             self._exchange([*range(first_slot), *[None] * len(needs)], [*[0] * first_slot, *needs])
 
     def rearrange(self, sources: Sequence[int], needs: Sequence[int]) -> None:
@@ -135,7 +132,7 @@ class SlotCache:
         Only what differs is copied: beams share all but the end of their text, samples their prompt. The slots behind
         them are empty then.
         """
-        if not self._are_alike:
+        if self.is_mirrored and any(slot != source for slot, source in enumerate(sources)):
             sources = self._exchange(sources, needs)
         if moved := [(slot, source) for slot, source in enumerate(sources) if slot != source]:
             self._copy(moved)
@@ -176,15 +173,15 @@ class SlotCache:
         to, from_ = (torch.tensor(column, device=self.lengths.device) for column in zip(*moved, strict=True))
         spans = zip(moved, self._num_shared(to, from_).tolist(), self.lengths[from_].tolist(), strict=True)
         for (slot, source), start, end in spans:
-            for kept, new in zip(self.of_slot(slot), self.of_slot(source), strict=True):
-                kept[:, :, start:end] = new[:, :, start:end]
+            for kept, new in zip(span(self, slot, start, end), span(self, source, start, end), strict=True):
+                kept[:] = new
         self.token_ids[to] = self.token_ids[from_]
         self.lengths[to] = self.lengths[from_]
 
     def clear(self, slots: list[int]) -> None:
         """Empty slots that hold NaN: the mask hides what is stale, but NaN shows through."""
         for slot in slots:
-            for kept in self.of_slot(slot):
+            for kept in span(self, slot, 0, int(self.capacities[slot])):
                 kept.zero_()
         self.lengths[slots] = 0
 
@@ -217,7 +214,8 @@ class Memory:
 def _zeros(num_bytes: int, device: str) -> Tensor:
     """Zeros, uint8; of a CPU, taken page by page when they are first used, in huge pages where the system has them."""
     if torch.device(device).type == "cpu":
-        return torch.from_numpy(np.zeros(num_bytes, np.uint8))
+        memory = torch.from_numpy(np.zeros(num_bytes + PAGE, np.uint8))
+        return memory[-memory.data_ptr() % PAGE :][:num_bytes]
     return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
 
 

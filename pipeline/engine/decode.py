@@ -164,6 +164,8 @@ class Engine:
             positions = min(1 << (positions - 1).bit_length(), self.model.num_positions)
         if self.steps_per_sync > 1 or not self.model.takes_slots_of_any_length:
             needs = [positions] * len(needs)
+        else:
+            needs = [self.model.whole_pages(need) for need in needs]
         affordable = _num_affordable(needs, self.max_slots, self.cache_bytes // self.model.kv_bytes_per_token)
         allowed = max(affordable, max(unit.num_slots for unit in units))
         if self.steps_per_sync == 1:

@@ -47,7 +47,7 @@ class _Cache(ctypes.Structure):
     """`Cache` of `forward.cpp`."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("keys", "values", "token_ids", "starts", "capacities")),
+        *((name, ctypes.c_void_p) for name in ("kept", "token_ids", "starts", "capacities")),
         *((name, ctypes.c_int64) for name in ("positions", "longest")),
     ]
 
@@ -94,7 +94,7 @@ class CompiledForward:
             Behind the last norm, (M, E).
         """
         places = _Tokens(ids.data_ptr(), tokens.slots.data_ptr(), tokens.positions.data_ptr(), len(ids))
-        parts = (cache.keys, cache.values, cache.token_ids, cache.starts, cache.capacities)
+        parts = (cache.kept, cache.token_ids, cache.starts, cache.capacities)
         room = _Cache(*(part.data_ptr() for part in parts), int(cache.capacities.sum()), cache.num_positions)
         out: Tensor = self._like.new_empty((len(ids) if wanted is None else len(wanted), self._like.shape[1]))
         self._kernels.forward(ctypes.byref(self._model), ctypes.byref(room), ctypes.byref(places), wanted, out)

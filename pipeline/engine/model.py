@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.engine import native
 from pipeline.engine.attention import NewTokens, PromptTokens
-from pipeline.engine.cache import Memory, SlotCache
+from pipeline.engine.cache import PAGE, Memory, SlotCache
 from pipeline.engine.forward import compiled_forward
 from pipeline.engine.linear import ACTIVATIONS, IDENTITY, Activation, Linear, Shelf, linear
 from pipeline.engine.norm import Norm
@@ -118,12 +118,23 @@ class GPT2:
             dtype=self.wte.dtype,
             device=self.device,
             memory=memory,
+            is_mirrored=self.takes_slots_of_any_length,
         )
 
     @property
     def takes_slots_of_any_length(self) -> bool:
         """Whether slots of a cache may differ in length: the kernels look each one up."""
         return native.for_tensor(self.wte) is not None
+
+    def whole_pages(self, num_positions: int) -> int:
+        """At least so many positions, of which a head's keys fill whole pages of memory: a processor fetches the rest of
+        a page of its own accord. Keys that are shorter than two cache lines are not worth it.
+        """
+        num_bytes = self.head_size * self.wte.element_size()
+        if num_bytes < 128 or PAGE % num_bytes:
+            return num_positions
+        per_page = PAGE // num_bytes
+        return min(-(-num_positions // per_page) * per_page, self.num_positions)
 
     @property
     def num_layers(self) -> int:

@@ -103,7 +103,7 @@ class Strides:
             torch.zeros(size, dtype=dtype, device=model.device) for size, dtype in zip(sizes, _DTYPES, strict=True)
         ]
         self._on_host = [torch.zeros_like(each, device="cpu", pin_memory=each.is_cuda) for each in self._on_device]
-        self._pool = torch.cuda.graph_pool_handle() if cache.keys.is_cuda else None
+        self._pool = torch.cuda.graph_pool_handle() if cache.kept.is_cuda else None
         self._strides: dict[Shape, Stride] = {}  # the one used last comes last
         self._kinds: dict[int, tuple[int, Decoding]] = {}  # by identity, in the order in which they were met
 

@@ -35,8 +35,8 @@ _SIGNATURES = {
     "forward_bfloat16": "ppppip",
     "linear_float32": "pppiiiipp",
     "linear_bfloat16": "pppiiiipp",
-    "attend_float32": "pppppppiiifp",
-    "attend_bfloat16": "pppppppiiifp",
+    "attend_float32": "ppppppiiifp",
+    "attend_bfloat16": "ppppppiiifp",
     "add_norm_float32": "ppppiifp",
     "add_norm_bfloat16": "ppppiifp",
     "measure_float32": "piiiipppp",
@@ -100,7 +100,7 @@ class Kernels:
     def attend(self, fused: Tensor, layer: LayerCache, slots: Tensor, positions: Tensor, scale: float) -> Tensor:
         """`attention.plain_attend`, and `PromptTokens.plain_attend`: tokens of one slot stand together, in order."""
         out = torch.empty((len(fused), layer.heads * layer.head_size), dtype=fused.dtype)
-        tensors = fused, layer.keys, layer.values, layer.starts, layer.capacities, slots, positions
+        tensors = fused, layer.kept, layer.starts, layer.capacities, slots, positions
         self._call(_typed("attend", fused), *tensors, len(fused), layer.heads, layer.head_size, scale, out)
         return out
 

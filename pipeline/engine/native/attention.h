@@ -1,5 +1,10 @@
-// Attention of new tokens to what the cache holds of their slots. Shape letters: N tokens, C slots, H heads, D head size,
-// T positions of a slot, P of all.
+// Attention of new tokens to what the cache holds of their slots.
+//
+// Keys and values of a head lie in one piece, (2T, D): keys backwards, so that the first is in the middle, then values. Both are
+// read from the newest on, towards the middle. What a processor fetches of its own accord past the end of keys are values then,
+// and the other way round; from the first on it would fetch room that is not in use yet, a fifth of all that it reads.
+//
+// Shape letters: N tokens, C slots, H heads, D head size, T positions of a slot, P of all.
 
 #pragma once
 
@@ -28,7 +33,7 @@ inline Floats product(const float* query, const Element* key, int64_t size) {
     return sums;
 }
 
-// Products of Q queries, (Q, D), with `count` keys (T, D): (Q, `stride`), with room for LANES more. Meanwhile half
+// Products of Q queries, (Q, D), with `count` keys, (`count`, D): (Q, `stride`), with room for LANES more. Meanwhile half
 // of what is read next is fetched.
 template <int Q, typename Element>
 inline void multiply(const float* queries, const Element* keys, int64_t count, int64_t size, float* scores, int64_t stride,
@@ -62,8 +67,8 @@ inline float exponentials(float* scores, int64_t count) {
     return total(sums);
 }
 
-// Sums of the rows of `values` (T, D) by Q sets of weights, (Q, `stride`), from column `d` on: N pairs of vectors of columns at a
-// time. Meanwhile the other half of what is read next is fetched.
+// Sums of `count` rows of values, of which `values` (D,) is the last, by Q sets of weights, (Q, `stride`), from column `d` on:
+// N pairs of vectors of columns at a time. Meanwhile the other half of what is read next is fetched.
 template <int Q, int N, typename Element>
 inline int64_t mix_columns(int64_t d, const Element* values, int64_t size, const float* weights, int64_t stride,
                            int64_t count, const float* scales, Element* out, int64_t out_stride, Fetch& fetch) {
@@ -72,7 +77,7 @@ inline int64_t mix_columns(int64_t d, const Element* values, int64_t size, const
         for (int64_t t = 0; t < count; ++t) {
             if (t % 2 == 0) fetch.some();
             for (int n = 0; n < N; ++n) {
-                const Pair pair = load_pair(values + t * size + d + n * PAIR);
+                const Pair pair = load_pair(values - t * size + d + n * PAIR);
                 for (int q = 0; q < Q; ++q) {
                     sums[q][n].first += weights[q * stride + t] * pair.first;
                     sums[q][n].second += weights[q * stride + t] * pair.second;
@@ -118,8 +123,9 @@ struct Room {
     int64_t stride;
 };
 
-// Q queries of one head against the keys and values of a slot, each (T, D): the first sees `count` of them, each other one
-// more. What comes out lies `width` apart. Memory is slower than this reads, so what is read next is fetched meanwhile.
+// Q queries of one head against keys and values of a slot, the newest of each and what lies behind and before it: the first
+// sees `count` of them, each other one more. What comes out lies `width` apart. Memory is slower than this reads, so what is
+// read next is fetched meanwhile.
 template <int Q, typename Element, int FIXED>
 inline void attend_head(const Fused<Element>& fused, int64_t token, int64_t column, const Element* keys, const Element* values,
                         int64_t count, int64_t size, int64_t width, float scale, Room<Element>& room, Element* out,
@@ -139,15 +145,16 @@ inline void attend_head(const Fused<Element>& fused, int64_t token, int64_t colu
     multiply<Q>(room.scaled.data(), keys, seen, d_size, scores, room.stride, fetch);
     for (int q = 0; q < Q; ++q) {
         float* own = scores + q * room.stride;
-        shares[q] = 1 / exponentials(own, count + q);
-        std::fill(own + count + q, own + seen, 0.0f);
+        const int64_t unseen = Q - 1 - q;  // newer than the query
+        shares[q] = 1 / exponentials(own + unseen, count + q);
+        std::fill(own, own + unseen, 0.0f);
     }
     int64_t d = mix_columns<Q, 2>(0, values, d_size, scores, room.stride, seen, shares, out, width, fetch);
     d = mix_columns<Q, 1>(d, values, d_size, scores, room.stride, seen, shares, out, width, fetch);
     for (; d < d_size; ++d) {
         for (int q = 0; q < Q; ++q) {
             float sum = 0;
-            for (int64_t t = 0; t < seen; ++t) sum += scores[q * room.stride + t] * to_float(values[t * d_size + d]);
+            for (int64_t t = 0; t < seen; ++t) sum += scores[q * room.stride + t] * to_float(values[d - t * d_size]);
             store(out + q * width + d, sum * shares[q]);
         }
     }
@@ -159,7 +166,7 @@ struct Places {
 };
 
 template <typename Element, int FIXED>
-void attend_tokens(const Fused<Element>& fused, Element* keys, Element* values, const Places& places, const int64_t* slots,
+void attend_tokens(const Fused<Element>& fused, Element* kept, const Places& places, const int64_t* slots,
                    const int64_t* positions, int64_t count, int64_t heads, int64_t size, float scale, Element* out) {
     constexpr int Q = 4;
     const int64_t d_size = FIXED ? FIXED : size, width = heads * d_size;
@@ -167,33 +174,37 @@ void attend_tokens(const Fused<Element>& fused, Element* keys, Element* values, 
     Room<Element> room{std::vector<Element>(d_size), std::vector<float>(Q * stride), std::vector<float>(Q * d_size), stride};
     for (int64_t first = 0, end; first < count; first = end) {
         for (end = first + 1; end < count && slots[end] == slots[first];) ++end;  // tokens of one slot
-        const int64_t area = places.capacities[slots[first]] * d_size, following = end < count ? end : first;
+        const int64_t following = end < count ? end : first, seen = positions[end - 1] + 1;
+        const auto middle = [&](int64_t token, int64_t head) {  // where values begin
+            const int64_t start = places.starts[slots[token]], capacity = places.capacities[slots[token]];
+            return kept + 2 * start * width + (2 * head + 1) * capacity * d_size;
+        };
         for (int64_t head = 0; head < heads; ++head) {
-            const int64_t start = places.starts[slots[first]] * width + head * area, column = head * d_size;
-            const Element *own_keys = keys + start, *own_values = values + start;
-            const int64_t next = head + 1 < heads ? start + area : places.starts[slots[following]] * width;
-            const int64_t seen = positions[end - 1] + 1;  // as much is fetched of the next head, or slot
-            Fetch fetch(keys + next, values + next, seen * d_size * sizeof(Element), seen);
+            Element* const own = middle(first, head);
+            const Element* const next = head + 1 < heads ? middle(first, head + 1) : middle(following, 0);
+            const int64_t column = head * d_size;
+            const int64_t ahead = (head + 1 < heads ? seen : positions[following] + 1) * d_size;  // that it will see
+            Fetch fetch(next - ahead, {next + ahead - LINE / sizeof(Element), -LINE}, ahead * sizeof(Element), seen);
             for (int64_t token = first; token < end; ++token) {
-                const int64_t place = start + positions[token] * d_size;
-                fused.copy(token, width + column, d_size, keys + place);
-                fused.copy(token, 2 * width + column, d_size, values + place);
+                fused.copy(token, width + column, d_size, own - (positions[token] + 1) * d_size);
+                fused.copy(token, 2 * width + column, d_size, own + positions[token] * d_size);
             }
             for (int64_t token = first, together; token < end; token += together) {
                 together = token + Q <= end ? Q : 1;
                 const auto chosen = together == Q ? attend_head<Q, Element, FIXED> : attend_head<1, Element, FIXED>;
-                chosen(fused, token, column, own_keys, own_values, positions[token] + 1, d_size, width, scale, room,
-                       out + token * width + column, fetch);
+                const int64_t newest = positions[token + together - 1];
+                chosen(fused, token, column, own - (newest + 1) * d_size, own + newest * d_size, positions[token] + 1, d_size,
+                       width, scale, room, out + token * width + column, fetch);
             }
         }
     }
 }
 
 template <typename Element>
-void attend(const Fused<Element>& fused, Element* keys, Element* values, const Places& places, const int64_t* slots,
-            const int64_t* positions, int64_t count, int64_t heads, int64_t size, float scale, Element* out) {
+void attend(const Fused<Element>& fused, Element* kept, const Places& places, const int64_t* slots, const int64_t* positions,
+            int64_t count, int64_t heads, int64_t size, float scale, Element* out) {
     const auto chosen = size == 64 ? attend_tokens<Element, 64> : attend_tokens<Element, 0>;
-    chosen(fused, keys, values, places, slots, positions, count, heads, size, scale, out);
+    chosen(fused, kept, places, slots, positions, count, heads, size, scale, out);
 }
 
 }  // namespace

@@ -40,10 +40,10 @@ struct Model {
     float epsilon;
 };
 
-// (layers, P * E) each; (C, `longest`); and P. Python has the same.
+// (layers, 2P * E); (C, `longest`); and P. Python has the same.
 template <typename Element>
 struct Cache {
-    Element *keys, *values;
+    Element* kept;
     int64_t* token_ids;
     Places places;
     int64_t positions, longest;
@@ -89,10 +89,9 @@ void forward(const Model<Element>& model, const Cache<Element>& cache, const Tok
     for (int64_t layer = 0; layer < model.layers; ++layer) {
         const Block<Element>& block = model.blocks[layer];
         const bool is_last = layer + 1 == model.layers;
-        const int64_t start = layer * cache.positions * width;
         linear(normed, block.attn_in, rows, width, 3 * width, by_groups, fused);
-        attend({fused, by_groups}, cache.keys + start, cache.values + start, cache.places, tokens.slots, tokens.positions, rows,
-               model.heads, width / model.heads, block.scale, mixed);
+        attend({fused, by_groups}, cache.kept + 2 * layer * cache.positions * width, cache.places, tokens.slots,
+               tokens.positions, rows, model.heads, width / model.heads, block.scale, mixed);
         if (is_last && wanted) {
             rows = num_wanted;
             for (int64_t row = 0; row < rows; ++row) {

@@ -356,21 +356,20 @@ void draw(const Element* logits, const int64_t* token_ids, int64_t rows, int64_t
 extern "C" {
 
 // Keep the key and value of each of N tokens at its place in its slot, then attend from it to its slot up to there. `fused` (N,
-// 3HD) holds queries, keys and values; `keys`, `values` those of a slot, (H, T, D), where `starts` and `capacities`, (C,), say;
-// `slots`, `positions` (N,): tokens of one slot stand together, in the order of their positions, which follow each other; `out`
-// (N, HD).
-void attend_float32(const float* fused, float* keys, float* values, const int64_t* starts, const int64_t* capacities,
-                    const int64_t* slots, const int64_t* positions, int64_t count, int64_t heads, int64_t size, float scale,
-                    float* out) {
+// 3HD) holds queries, keys and values; `kept` the keys and values of a slot, (H, 2T, D), where `starts` and `capacities`, (C,),
+// say; `slots`, `positions` (N,): tokens of one slot stand together, in the order of their positions, which follow each other;
+// `out` (N, HD).
+void attend_float32(const float* fused, float* kept, const int64_t* starts, const int64_t* capacities, const int64_t* slots,
+                    const int64_t* positions, int64_t count, int64_t heads, int64_t size, float scale, float* out) {
     const Layout by_rows{3 * heads * size, GROUP};
-    attend({fused, by_rows}, keys, values, {starts, capacities}, slots, positions, count, heads, size, scale, out);
+    attend({fused, by_rows}, kept, {starts, capacities}, slots, positions, count, heads, size, scale, out);
 }
 
-void attend_bfloat16(const BFloat16* fused, BFloat16* keys, BFloat16* values, const int64_t* starts,
-                     const int64_t* capacities, const int64_t* slots, const int64_t* positions, int64_t count, int64_t heads,
-                     int64_t size, float scale, BFloat16* out) {
+void attend_bfloat16(const BFloat16* fused, BFloat16* kept, const int64_t* starts, const int64_t* capacities,
+                     const int64_t* slots, const int64_t* positions, int64_t count, int64_t heads, int64_t size, float scale,
+                     BFloat16* out) {
     const Layout by_rows{3 * heads * size, GROUP};
-    attend({fused, by_rows}, keys, values, {starts, capacities}, slots, positions, count, heads, size, scale, out);
+    attend({fused, by_rows}, kept, {starts, capacities}, slots, positions, count, heads, size, scale, out);
 }
 
 // Normalise each row of `x` (B, E) into `out`; `weight`, `bias` (E,). First add `update` (B, E) to it, in place, unless that is

@@ -25,6 +25,7 @@ namespace {
 constexpr int64_t SIDE = 16, TILE = 1024;  // rows of a tile, or columns of sums; bytes
 constexpr int64_t STEP = 32;               // inputs of a tile
 constexpr int64_t BLOCK = 2 * TILE;        // 32 rows, or columns, by 32 inputs; bytes
+constexpr int64_t MANY = 128;              // rows of which the products set the pace, not memory
 
 // A quotient, rounded up.
 inline int64_t up(int64_t all, int64_t by) { return (all + by - 1) / by; }
@@ -61,13 +62,14 @@ struct Small {
     static constexpr Term TERMS[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {2, 0}};
 };
 
-// Parts of a dtype's numbers, and how many steps make a slab: one of weights and one of inputs stay in the first-level cache.
+// Parts of a dtype's numbers, and how many steps make a slab, of few rows and of many: one of weights and one of inputs stay in
+// the first-level cache, and of many rows their sums.
 template <typename Element>
 struct Format;
 
 template <>
 struct Format<BFloat16> {
-    static constexpr int64_t PARTS = 1, SLAB = 8;
+    static constexpr int64_t PARTS = 1, SLAB = 8, LONG_SLAB = 12;
 
     // A line of a tile, 32 inputs of a row, from two vectors of them.
     static void put(__m512 left, __m512 right, char* to) {
@@ -87,7 +89,7 @@ struct Format<BFloat16> {
 
 template <>
 struct Format<float> {
-    static constexpr int64_t PARTS = 3, SLAB = 3;
+    static constexpr int64_t PARTS = 3, SLAB = 3, LONG_SLAB = 3;
 
     // A line of each part, a block apart. Input i stands beside input 16 + i, in lines of weights too.
     static void put(__m512 left, __m512 right, char* to) {
@@ -131,7 +133,9 @@ struct PackedRows {
     PackedRows(Scratch& scratch, int64_t rows, int64_t inputs)
         : rows(rows),
           steps(inputs / STEP),
-          slab(Format<Element>::PARTS == 1 && rows <= ROWS ? steps : Format<Element>::SLAB) {
+          slab(Format<Element>::PARTS == 1 && rows <= ROWS ? steps
+               : rows < MANY                                ? Format<Element>::SLAB
+                                                            : Format<Element>::LONG_SLAB) {
         start = scratch.take<char>(num_blocks() * steps * BYTES);
     }
 
@@ -326,8 +330,9 @@ struct Tiles {
         for (int64_t column = 0; column < outputs; column += COLUMNS, group += weights.stride, own += sums.stride) {
             const bool is_last = column + COLUMNS >= outputs;
             const char* next = is_last ? weights.next : group + weights.stride;
-            const int places = x.rows < 128 ? Fetch::MOST : Fetch::FEW;  // of more rows the products set the pace
-            Fetch fetch(next, next + bytes / 2, bytes / 2, 4 * x.steps * turns, places);
+            const int places = x.rows < MANY ? Fetch::MOST : Fetch::FEW;
+            const int64_t calls = 4 * x.steps * turns + (IS_GELU ? x.rows : 0);
+            Fetch fetch(next, next + bytes / 2, bytes / 2, calls, places);
             for (int64_t step = 0, end; step < x.steps; step = end) {
                 end = std::min(step + x.slab, x.steps);
                 const bool is_end = end == x.steps;
@@ -345,7 +350,10 @@ struct Tiles {
                                         : add_slab<false>(x.at(row, step), by, end - step, is_new, meanwhile, kept);
                     if (!is_end || !sums.is_last) continue;
                     finish<IS_GELU>(kept, std::min(Rows::ROWS, x.rows - row), bias + column,
-                                    [&](int64_t i, __m512 left, __m512 right) { put(row + i, column, left, right); });
+                                    [&](int64_t i, __m512 left, __m512 right) {
+                                        if (IS_GELU) fetch.some();
+                                        put(row + i, column, left, right);
+                                    });
                 }
                 split.rest();
                 std::swap(ready, coming);
@@ -394,7 +402,8 @@ struct Tiles {
         }
     }
 
-    // Adds the products of a step, from the FIRST term on. What the one before was multiplied with is still loaded.
+    // Adds the products of a step, from the FIRST term on. What the one before was multiplied with is still loaded. Inputs are
+    // loaded as what is not used again soon: the first-level cache is for weights and sums.
     template <bool IS_PAIR, typename Terms, size_t FIRST = 0, typename Meanwhile>
     static void add_terms(const char* from, const char* by, const Meanwhile& meanwhile) {
         if constexpr (FIRST < std::size(Terms::TERMS)) {
@@ -403,7 +412,7 @@ struct Tiles {
             const char *x = from + TERM.x * BLOCK, *weights = by + TERM.weights * BLOCK;
             if (ARE_WEIGHTS_NEW) _tile_loadd(6, weights, LINE);
             meanwhile(false);
-            if (IS_X_NEW) _tile_loadd(4, x, LINE);
+            if (IS_X_NEW) _tile_stream_loadd(4, x, LINE);
             meanwhile(false);
             _tile_dpbf16ps(0, 4, 6);
             if (ARE_WEIGHTS_NEW) _tile_loadd(7, weights + TILE, LINE);
@@ -411,7 +420,7 @@ struct Tiles {
             _tile_dpbf16ps(1, 4, 7);
             meanwhile(true);
             if (IS_PAIR) {
-                if (IS_X_NEW) _tile_loadd(5, x + TILE, LINE);
+                if (IS_X_NEW) _tile_stream_loadd(5, x + TILE, LINE);
                 _tile_dpbf16ps(2, 5, 6);
                 _tile_dpbf16ps(3, 5, 7);
             }
