@@ -25,7 +25,7 @@ namespace {
 constexpr int64_t SIDE = 16, TILE = 1024;  // rows of a tile, or columns of sums; bytes
 constexpr int64_t STEP = 32;               // inputs of a tile
 constexpr int64_t BLOCK = 2 * TILE;        // 32 rows, or columns, by 32 inputs; bytes
-constexpr int64_t MANY = 128;              // rows of which the products set the pace, not memory
+constexpr int64_t MANY = 97;               // rows from which on products set the pace, not memory
 
 // A quotient, rounded up.
 inline int64_t up(int64_t all, int64_t by) { return (all + by - 1) / by; }
