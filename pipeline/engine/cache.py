@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PAGE = 4096  # bytes
+PAGE = 4096  # bytes; keys and values begin at a whole one
 
 
 class LayerCache(NamedTuple):

@@ -127,8 +127,8 @@ class GPT2:
         return native.for_tensor(self.wte) is not None
 
     def whole_pages(self, num_positions: int) -> int:
-        """At least so many positions, of which a head's keys fill whole pages of memory: a processor fetches the rest of
-        a page of its own accord. Keys that are shorter than two cache lines are not worth it.
+        """At least so many positions that a head's keys fill whole pages of memory: a processor fetches the rest of one
+        of its own accord. As many as asked for, if a key is shorter than two cache lines: it would be too many more.
         """
         num_bytes = self.head_size * self.wte.element_size()
         if num_bytes < 128 or PAGE % num_bytes:
