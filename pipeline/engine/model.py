@@ -130,7 +130,7 @@ class GPT2:
         """At least so many positions that a head's keys fill whole pages of memory: a processor fetches the rest of one
         of its own accord. As many as asked for, if a key is shorter than two cache lines: it would be too many more.
         """
-        num_bytes = self.head_size * self.wte.element_size()
+        num_bytes = int(self.head_size * self.wte.element_size())
         if num_bytes < 128 or PAGE % num_bytes:
             return num_positions
         per_page = PAGE // num_bytes

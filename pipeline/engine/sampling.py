@@ -32,11 +32,13 @@ def sample(
     Returns:
         Token ids (B,), and their log-probabilities (B,) under the distribution they were drawn from.
     """
-    is_one_pass = bool(native.for_tensor(scores)) and not active(strategy)  # which goes row by row itself
-    size = len(scores) if is_one_pass else rows_at_once(scores)
-    columns = [torch.split(column, size) for column in (scores, seeds, steps)]
-    if log_normalisers is not None and strategy.temperature == 1 and not active(strategy):  # drawn from as they are
-        columns.append(torch.split(log_normalisers, size))
+    is_whole = not active(strategy)
+    known = log_normalisers if is_whole and strategy.temperature == 1 else None  # drawn from as they are
+    if is_whole and native.for_tensor(scores):  # one pass, which goes row by row itself
+        return _sample(strategy, scores, seeds, steps, known)
+    columns = [
+        torch.split(column, rows_at_once(scores)) for column in (scores, seeds, steps, known) if column is not None
+    ]
     parts = [_sample(strategy, *part) for part in zip(*columns, strict=True)]
     tokens, logprobs = zip(*parts, strict=True)
     return torch.cat(tokens), torch.cat(logprobs)

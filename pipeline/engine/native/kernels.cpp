@@ -255,11 +255,18 @@ void top_k(const Element* scores, int64_t rows, int64_t vocab, int64_t stride, i
     }
 }
 
+// Meanwhile the row at `next` is fetched.
 template <typename Element>
-int64_t rank_of(const Element* scores, int64_t vocab, int64_t chosen) {
+int64_t rank_of(const Element* scores, int64_t vocab, int64_t chosen, const Element* next) {
+    constexpr int64_t CHUNK = 512;
+    Fetch fetch = fetching(next, vocab, 1 + vocab / CHUNK);
     const float score = to_float(scores[chosen]);
     int32_t above = 0, tied = 0;
-    for (int64_t token = 0; token < vocab; ++token) above += to_float(scores[token]) > score;
+    for (int64_t start = 0; start < vocab; start += CHUNK) {
+        fetch.some();
+        const int64_t end = std::min(start + CHUNK, vocab);
+        for (int64_t token = start; token < end; ++token) above += to_float(scores[token]) > score;
+    }
     for (int64_t token = 0; token < chosen; ++token) tied += to_float(scores[token]) == score;
     return 1 + above + tied;
 }
@@ -268,7 +275,8 @@ template <typename Element>
 void rank(const Element* scores, int64_t vocab, int64_t stride, const int64_t* rows, const int64_t* tokens, int64_t count,
           int64_t* ranks) {
     for (int64_t index = 0; index < count; ++index) {
-        ranks[index] = rank_of(scores + rows[index] * stride, vocab, tokens[index]);
+        const Element* next = scores + rows[std::min(index + 1, count - 1)] * stride;
+        ranks[index] = rank_of(scores + rows[index] * stride, vocab, tokens[index], next);
     }
 }
 
@@ -278,8 +286,9 @@ void score(const Element* logits, int64_t vocab, int64_t stride, const float* lo
     for (int64_t index = 0; index < count; ++index) {
         const int64_t row = rows[index], token = tokens[index];
         const int32_t *first = best + row * k, *found = std::find(first, first + k, token);
-        logprobs[index] = to_float(logits[row * stride + token]) - log_normalisers[row];
-        ranks[index] = found < first + k ? found - first + 1 : rank_of(logits + row * stride, vocab, token);
+        const Element *own = logits + row * stride, *next = logits + rows[std::min(index + 1, count - 1)] * stride;
+        logprobs[index] = to_float(own[token]) - log_normalisers[row];
+        ranks[index] = found < first + k ? found - first + 1 : rank_of(own, vocab, token, next);
     }
 }
 
