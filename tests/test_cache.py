@@ -52,7 +52,15 @@ def contents(cache: SlotCache) -> list[list[int]]:
 
 @pytest.mark.parametrize("capacities", [[5, 5, 5], [5, 3, 1]])
 def test_a_new_cache_is_empty_and_zero(capacities: list[int]) -> None:
-    cache = SlotCache(layers=2, capacities=capacities, heads=4, head_size=6, dtype=torch.bfloat16, device="cpu")
+    cache = SlotCache(
+        layers=2,
+        capacities=capacities,
+        heads=4,
+        head_size=6,
+        dtype=torch.bfloat16,
+        device="cpu",
+        is_mirrored=capacities[0] != capacities[-1],
+    )
     assert (cache.num_slots, cache.num_positions) == (3, 5)
     assert cache.lengths.tolist() == [0, 0, 0]
     assert cache.kept.shape == (2, 2 * 4 * sum(capacities), 6)

@@ -2,8 +2,9 @@
 
 Weights are read by transformers (safetensors only, nothing missing). The embeddings stay where they lie in the
 memory-mapped file; linear layers are laid out anew. Tokens of all rows are one stream, whatever prompts they are from,
-so nothing is computed for padding. It must equal `GPT2LMHeadModel` to 1e-5 in fp32. Where the kernels can take all
-layers, `forward` does in one call what is written here, with the same bits.
+so nothing is computed for padding. It must equal `GPT2LMHeadModel` to 1e-5 in fp32, and in fp64 where rows have
+hundreds of tokens: there transformers itself loses as much in fp32. Where the kernels can take all layers, `forward`
+does in one call what is written here, with the same bits.
 
 Shape letters: N tokens of all prompts, B rows, T prompt length, E width, H heads, D head size, V vocabulary.
 """
